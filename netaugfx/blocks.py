@@ -14,13 +14,13 @@ and full along those behind it. A subnet concatenates what it needs, so a base p
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from .axes import Axis, Extent, extent, widths_of
+from .axes import Axis, Extent, extent, size, widths_of
 from .plan import Plan
 
 
@@ -117,6 +117,43 @@ def _narrow(tensor: Tensor, axis: int, start: int, n: int) -> Tensor:
     return tensor.narrow(axis, start, n)
 
 
+class Source:
+    """Where a Parameter or buffer of a subnet comes from; called, it returns it from the tensors as they are now."""
+
+    def __init__(
+        self,
+        name: str,
+        plan: Plan,
+        config: Mapping[str, int],
+        base: nn.Module,
+        rooms: Rooms,
+        cache: dict[Axis, Extent],
+    ) -> None:
+        path, _, self.leaf = name.rpartition(".")
+        owner = base.get_submodule(path)
+        self.home: dict[str, Tensor | None] = (
+            owner._parameters if self.leaf in owner._parameters else owner._buffers  # type: ignore[assignment]
+        )
+        laid = assembly(form(plan, name), plan.base_config, config, plan.max_config, cache)
+        self.laid = None if laid.at_base else laid
+        self.blocks: dict[int, tuple[dict[str, Tensor], str]] = {}
+        if self.laid is not None and laid.form.fill is None:
+            room = rooms.room(path)
+            for axis, _ in laid.steps:
+                key = f"{self.leaf}_axis{axis}"
+                there: dict[str, Tensor] = (
+                    room._parameters if key in room._parameters else room._buffers  # type: ignore[assignment]
+                )
+                self.blocks[axis] = (there, key)
+
+    def __call__(self) -> Tensor | None:
+        value = self.home[self.leaf]
+        if self.laid is None or value is None:
+            return value
+        blocks = {axis: there[key] for axis, (there, key) in self.blocks.items()}
+        return assemble(value, blocks, self.laid)
+
+
 def create(form: Form, base: Tensor, full: Tensor, plan: Plan) -> dict[int, Tensor]:
     """Cut the blocks of `base` out of `full`, a tensor of the largest form's shape; the base's part is not used.
 
@@ -152,23 +189,14 @@ def extend(base: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> 
 
 
 def initial(
-    form: Form,
-    base: Tensor,
-    plan: Plan,
-    seed: int,
-    reset: Callable[[], Mapping[str, Tensor]] | None,
+    form: Form, base: Tensor, plan: Plan, seed: int, reset: Mapping[str, Tensor] | None
 ) -> Tensor:
-    """Return the largest form's initial values: by the layer's own `reset_parameters`, else by `extend`."""
-    from .axes import size
-
-    own = zlib.crc32(form.name.encode()) ^ (seed & 0xFFFFFFFF)
-    if reset is not None:
-        with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(own)
-            return reset()[form.name.rpartition(".")[2]]
-    generator = torch.Generator().manual_seed(own)
-    shape = tuple(size(axis, plan.max_config) for axis in form.axes)
-    return extend(base, shape, generator)
+    """Return the largest form's initial values: as the layer's own `reset_parameters` made them, else by `extend`."""
+    own = (reset or {}).get(form.name.rpartition(".")[2])
+    if own is not None and not own.isnan().any():
+        return own
+    generator = torch.Generator().manual_seed(zlib.crc32(form.name.encode()) ^ (seed & 0xFFFFFFFF))
+    return extend(base, tuple(size(axis, plan.max_config) for axis in form.axes), generator)
 
 
 class Rooms(nn.Module):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
+from math import prod
 from types import MappingProxyType
 from typing import Any
 
-from .axes import Axis, widths_of
+from .axes import Axis, size
 from .errors import ConfigError, PlanError
 
 KINDS = ("stream", "inner")
@@ -91,7 +92,6 @@ class Plan:
     fills: Mapping[str, float]
     opaque: Mapping[str, str]
     elastic_share: float
-    structure: Mapping[str, str] = field(default_factory=dict)  # pins that are not widths: node -> reason
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Plan.from_json, (self.to_json(),)
@@ -112,6 +112,16 @@ class Plan:
     def max_config(self) -> Config:
         """Every width at its largest choice."""
         return Config({w.name: w.choices[-1] for w in self.widths})
+
+    @cached_property
+    def augmented_elements(self) -> int:
+        """How many numbers the blocks hold that `widen` would allocate; times 4 they are bytes in float32."""
+        return sum(
+            prod(size(axis, self.max_config) for axis in axes)
+            - prod(size(axis, self.base_config) for axis in axes)
+            for name, axes in self.axes.items()
+            if name not in self.fills
+        )
 
     def config(self, sizes: Mapping[str, int]) -> Config:
         """Return `sizes` as a whole config: widths that it leaves out are at their base size.
@@ -158,7 +168,7 @@ class Plan:
                     for name, axes in raw["axes"].items()
                 },
                 contracted={name: tuple(axes) for name, axes in raw["contracted"].items()},
-                **{k: raw[k] for k in ("pinned", "fills", "opaque", "elastic_share", "structure")},
+                **{k: raw[k] for k in ("pinned", "fills", "opaque", "elastic_share")},
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise PlanError(f"Not a plan: {error!r}. Expected the text of Plan.to_json().") from error
@@ -273,22 +283,3 @@ def _check_largest(plan: Plan, sizes: Mapping[str, int]) -> None:
             raise ConfigError(
                 f"max_config: {name!r} cannot be {n!r}; its base is {plan.by_name[name].base}."
             )
-
-
-def largest_bytes(plan: Plan, itemsize: Mapping[str, int]) -> int:
-    """Return how many bytes the blocks of `plan` take; `itemsize` gives bytes per element by parameter name."""
-    from .axes import size
-
-    return sum(
-        itemsize.get(name, 4)
-        * (_elements(axes, plan.max_config, size) - _elements(axes, plan.base_config, size))
-        for name, axes in plan.axes.items()
-        if name not in plan.fills and any(True for axis in axes for _ in widths_of(axis))
-    )
-
-
-def _elements(axes: tuple[Axis, ...], config: Mapping[str, int], size: Any) -> int:
-    n = 1
-    for axis in axes:
-        n *= size(axis, config)
-    return n

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from .axes import Axis, Extent, size
-from .blocks import Assembly, Rooms, assemble, assembly, form
+from .blocks import Rooms, Source
 from .infer import Typing
 from .plan import Config, Plan
 from .rules import Call, Path, Ref, layer_of, rule_of
@@ -72,42 +73,21 @@ class Bound:
         self.modules = [base.get_submodule(path) for path in program.modules]
         self.constants = program.traced.constants
         self.device = next((p.device for p in base.parameters()), torch.device("cpu"))
-        self.sources: list[tuple[Any, str, Any, Assembly | None, bool]] = []
-        self.given: dict[int, Tensor] = {}
-        for i, site in enumerate(program.sites):
-            path, _, leaf = site.name.rpartition(".")
-            owner = base.get_submodule(path)
-            home = owner._parameters if leaf in owner._parameters else owner._buffers
-            whole = form(plan, site.name)
-            laid: Assembly | None = None
-            if whole.order:
-                laid = assembly(whole, plan.base_config, config, plan.max_config, cache)
-                if laid.at_base:
-                    laid = None
-            room = rooms.room(path) if laid is not None else None
-            self.sources.append((home, leaf, room, laid, site.private))
+        self.sources: list[Callable[[], Tensor | None]] = []
+        for site in program.sites:
+            source: Callable[[], Tensor | None] = Source(site.name, plan, config, base, rooms, cache)
             if statistics is not None and site.name in statistics:
-                self.given[i] = statistics[site.name]
+                source = partial(statistics.get, site.name)
+            self.sources.append(partial(_copy, source) if site.private else source)
 
     def tensor(self, i: int) -> Tensor | None:
         """Return the Parameter or buffer of site `i` at this config."""
-        if i in self.given:
-            return self.given[i]
-        home, leaf, room, laid, private = self.sources[i]
-        value = home[leaf]
-        if laid is not None:
-            name = leaf
-            blocks = {}
-            if laid.form.fill is None:
-                tensors = room._parameters if home_is_parameters(room, name, laid) else room._buffers
-                blocks = {axis: tensors[f"{name}_axis{axis}"] for axis, _ in laid.steps}
-            return assemble(value, blocks, laid)
-        return value.clone() if private and value is not None else value
+        return self.sources[i]()
 
 
-def home_is_parameters(room: Rooms, name: str, laid: Assembly) -> bool:
-    """Return whether the blocks of `name` are Parameters, as those of a Parameter are."""
-    return f"{name}_axis{laid.steps[0][0]}" in room._parameters
+def _copy(source: Callable[[], Tensor | None]) -> Tensor | None:
+    value = source()
+    return None if value is None else value.clone()
 
 
 def tensor(bound: Bound, i: int) -> Tensor | None:
@@ -187,7 +167,7 @@ class _Rewriter:
         if node.op == "call_module":
             return self._module(node, args, kwargs)
         for path, axis in self.program.typing.counts.get(node, {}).items():
-            args, kwargs = _replace(
+            args, kwargs = replace_argument(
                 args, kwargs, path, lambda original, axis=axis: self._count(axis, original)
             )
         if node.op == "call_method":
@@ -226,7 +206,7 @@ class _Rewriter:
         new_args: Any = tuple(args)
         kwargs: Any = dict(call.kwargs)
         for at, axis in inferred.counts.items():
-            new_args, kwargs = _replace(
+            new_args, kwargs = replace_argument(
                 new_args, kwargs, at, lambda original, axis=axis: self._count(axis, original)
             )
         return self._call(SUBNET_FORMS.get(call.target, call.target), new_args, kwargs, name)
@@ -270,7 +250,7 @@ class _Rewriter:
         return False
 
 
-def _replace(args: Any, kwargs: Any, path: Path, make: Callable[[Any], Any]) -> tuple[Any, Any]:
+def replace_argument(args: Any, kwargs: Any, path: Path, make: Callable[[Any], Any]) -> tuple[Any, Any]:
     """Return the arguments with `make(original)` at `path`."""
     if isinstance(path[0], int):
         changed = list(args)
@@ -308,7 +288,7 @@ def contract(program: Program, config: Config, plan: Plan) -> fx.Graph:
         args, kwargs = map_arg((origin.args, origin.kwargs), lambda n: new[n])
         if not at_base:
             for path, axis in program.typing.counts.get(origin, {}).items():
-                args, kwargs = _replace(
+                args, kwargs = replace_argument(
                     args, kwargs, path, lambda _, axis=axis: size(axis, config)
                 )
         made = graph.create_node(origin.op, origin.target, args, kwargs, name=origin.name)

@@ -13,6 +13,7 @@ from .registry import (
     is_leaf,
     layer_of,
     register_rule,
+    resize,
     rule_of,
 )
 
@@ -20,5 +21,5 @@ register_rule(operator.getitem)(movement.index)
 
 __all__ = [
     "Call", "NoRule", "Op", "Path", "Ref", "Typed", "contraction", "elementwise", "is_leaf", "layer_of", "movement",
-    "norm", "pooling", "register_rule", "rule_of",
+    "norm", "pooling", "register_rule", "resize", "rule_of",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..axes import OpenAxis, Var, fixed, resolve, times
-from .registry import Call, Op, Path, Ref, Typed, layer, register_rule
+from .registry import Call, Op, Ref, Typed, layer, register_rule
 
 CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
@@ -61,13 +61,13 @@ def linear(op: Op) -> tuple[OpenAxis, ...]:
     return (*x.axes[:-1], *(resolve(axis) for axis in weight.axes[:-1]))
 
 
-def _resize_convolution(
-    module: nn.Module, tensors: Mapping[str, Tensor], counts: Mapping[Path, int]
-) -> None:
+def _resize_convolution(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     m: Any = module
-    m.groups = counts.get((6,), m.groups)
-    m.out_channels = tensors["weight"].shape[0]
-    m.in_channels = tensors["weight"].shape[1] * m.groups
+    if "weight" not in tensors:
+        return
+    outputs, inputs = tensors["weight"].shape[:2]
+    m.groups = outputs // (m.out_channels // m.groups) if m.groups > 1 else 1  # groups keep their width
+    m.out_channels, m.in_channels = outputs, inputs * m.groups
 
 
 @layer(nn.Conv1d, nn.Conv2d, nn.Conv3d, resize=_resize_convolution)
@@ -83,11 +83,10 @@ def lower_convolution(m: Any, x: Typed) -> Call:
     )
 
 
-def _resize_linear(
-    module: nn.Module, tensors: Mapping[str, Tensor], counts: Mapping[Path, int]
-) -> None:
+def _resize_linear(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     m: Any = module
-    m.out_features, m.in_features = tensors["weight"].shape
+    if "weight" in tensors:
+        m.out_features, m.in_features = tensors["weight"].shape
 
 
 @layer(nn.Linear, resize=_resize_linear)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..axes import OpenAxis
-from .registry import Call, Op, Path, Ref, Typed, layer, register_rule
+from .registry import Call, Op, Ref, Typed, layer, register_rule
 
 BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 
@@ -44,11 +44,9 @@ def subnet_batch_norm(
     return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
-def _resize_batch_norm(
-    module: nn.Module, tensors: Mapping[str, Tensor], counts: Mapping[Path, int]
-) -> None:
+def _resize_batch_norm(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     m: Any = module
-    m.num_features = next((len(t) for t in tensors.values()), m.num_features)
+    m.num_features = next((len(t) for t in tensors.values() if t.dim()), m.num_features)
 
 
 @layer(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, resize=_resize_batch_norm)

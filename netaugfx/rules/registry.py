@@ -53,7 +53,7 @@ class Call:
 
 
 Lowering = Callable[..., Call]
-Resizing = Callable[[nn.Module, Mapping[str, Tensor], Mapping[Path, int]], None]
+Resizing = Callable[[nn.Module, Mapping[str, Tensor]], None]
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,14 @@ def rule_of(target: Any) -> Rule | None:
 def layer_of(module: nn.Module) -> Layer | None:
     """Return how `module` is lowered, if its class is a known layer."""
     return _layers.get(type(module))
+
+
+def resize(module: nn.Module) -> None:
+    """Set the numbers of a layer, or of a subclass of one (`in_channels`, `num_features`), to its tensors' shapes."""
+    found = next((_layers[cls] for cls in type(module).__mro__ if cls in _layers), None)
+    if found is not None:
+        tensors = {**module._parameters, **module._buffers}
+        found.resize(module, {name: t for name, t in tensors.items() if t is not None})
 
 
 def is_leaf(module: nn.Module, path: str) -> bool:
