@@ -1,10 +1,14 @@
-"""Every Python block in the README and the documentation runs, in the order a reader meets it.
+"""What the README and the documentation show is so.
+
+Every Python block runs, in the order a reader meets it, and the command line has the options named.
 
 The blocks of a page share one namespace, in which `loader` is the reader's own data: two batches of
 random images and labels.
 """
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +64,47 @@ def test_the_readme_loop_trains_the_model_that_it_started_with() -> None:
     shapes = {key: value.shape for key, value in untrained.state_dict().items()}
     assert {key: value.shape for key, value in tiny.state_dict().items()} == shapes
     assert model.get_buffer("bn1.num_batches_tracked") == len(namespace["loader"])
+
+
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+
+
+def options_of(*command: str) -> set[str]:
+    """The options that a subcommand's own help names."""
+    help_text = subprocess.run(
+        [sys.executable, "-m", "recipes.cli", *command, "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    ).stdout
+    return set(OPTION.findall(help_text)) - {"--help"}
+
+
+def test_the_reference_has_every_option_and_no_other() -> None:
+    page = (ROOT / "docs/reference/command-line.md").read_text()
+    documented = set(OPTION.findall(page)) - {"--help"}
+    assert documented == options_of("train") | options_of("inspect")
+
+
+def test_commands_shown_use_options_that_exist() -> None:
+    known = {command: options_of(command) for command in ["train", "inspect"]}
+    shown = [
+        line.strip()
+        for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+        for line in page.read_text().splitlines()
+        if line.startswith("    netaugfx ") and "COMMAND" not in line
+    ]
+    assert shown
+    for line in shown:
+        assert set(OPTION.findall(line)) <= known[line.split()[1]], line
+
+
+def test_files_named_exist() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    path = re.compile(r"`((?:netaugfx|recipes|tests|docs|benchmarks)/[\w./*-]+)`")
+    named = {name for page in pages for name in path.findall(page.read_text())}
+    assert named
+    # N stands for a law's number.
+    assert [name for name in named if not any(ROOT.glob(name.replace("_N_", "_[1-8]_")))] == []
