@@ -51,7 +51,8 @@ def extract_base(model: nn.Module) -> nn.Module:
             memo[id(m)] = copy.deepcopy(m.base, memo)
     if not memo:
         raise ExtractError(
-            f"extract_base: {type(model).__name__} holds no WideModel; give what widen() returned, or a module around it."
+            f"extract_base: {type(model).__name__} holds no WideModel; "
+            "give what widen() returned, or a module around it."
         )
     return copy.deepcopy(inner, memo)
 
