@@ -1,1 +1,1 @@
-"""Recipes built on netaugfx: training tasks, data, the training loop and the command line `netaugfx`."""
+"""Recipes on top of netaugfx: training tasks, data, the training loop, the command line."""

@@ -1,4 +1,7 @@
-"""Augmentation and loading: random numbers keyed by (seed, epoch, index), so that a resumed epoch needs no replay."""
+"""Augmentation and loading.
+
+Random numbers are keyed by (seed, epoch, index), so that a resumed epoch needs no replay.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ from torchvision.transforms import v2
 
 from recipes.data import Data
 
-SMALL = 64  # pixels; up to here images are shifted by a padded crop, above they are cropped and resized
+SMALL = (
+    64  # pixels; up to here images are shifted by a padded crop, above they are cropped and resized
+)
 
 
 def key(*numbers: int) -> int:
@@ -26,31 +31,43 @@ def key(*numbers: int) -> int:
 
 
 def normalisation(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation that images are normalised by: ImageNet's for colour, 0.5 and 0.5 otherwise."""
+    """Mean and deviation that images are normalised by: ImageNet's for colour, else 0.5."""
     if channels == 3:
         return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     return (0.5,) * channels, (0.5,) * channels
 
 
 def build_transforms(data: Data) -> tuple[Callable, Callable]:
-    """Transforms from a PIL image to a float32 tensor (channels, image_size, image_size), for training and validation."""
+    """Transforms for training and validation.
+
+    They map a PIL image to a float32 tensor (channels, image_size, image_size).
+    """
     size, (mean, std) = data.image_size, normalisation(data.channels)
     to_channels = v2.RGB() if data.channels == 3 else v2.Grayscale(data.channels)
     if size > SMALL:
-        options: dict[str, Any] = {"input_size": (data.channels, size, size), "mean": mean, "std": std}
+        options: dict[str, Any] = {
+            "input_size": (data.channels, size, size),
+            "mean": mean,
+            "std": std,
+        }
         flip = 0.5 if data.flip else 0.0
         train = create_transform(**options, is_training=True, hflip=flip, interpolation="bicubic")
         validation = create_transform(**options, is_training=False, interpolation="bicubic")
         return v2.Compose([to_channels, train]), v2.Compose([to_channels, validation])
     to_size = [to_channels, v2.Resize(size), v2.CenterCrop(size), v2.PILToTensor()]
     to_float = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
-    shift = [v2.RandomCrop(size, padding=max(1, size // 8))]  # 4 pixels at 32x32, as is usual on CIFAR
+    shift = [
+        v2.RandomCrop(size, padding=max(1, size // 8))
+    ]  # 4 pixels at 32x32, as is usual on CIFAR
     flip = [v2.RandomHorizontalFlip()] if data.flip else []
     return v2.Compose([*to_size, *shift, *flip, *to_float]), v2.Compose([*to_size, *to_float])
 
 
 class AugmentedImages(Dataset):
-    """Images whose random transform depends on (seed, epoch, index) alone; items are looked up by (epoch, index)."""
+    """Images whose random transform depends on (seed, epoch, index) alone.
+
+    Items are looked up by (epoch, index).
+    """
 
     def __init__(self, images: Sequence, transform: Callable, seed: int):
         self.images, self.transform, self.seed = images, transform, seed
@@ -106,21 +123,30 @@ class ShuffledKeys(Sampler):
             yield self.epoch, index
 
 
-def build_loaders(data: Data, batch_size: int, seed: int, workers: int) -> tuple[DataLoader, DataLoader, ShuffledKeys]:
-    """Loaders for training and validation, and the sampler whose epoch is to be set before each pass.
+def build_loaders(
+    data: Data, batch_size: int, seed: int, workers: int
+) -> tuple[DataLoader, DataLoader, ShuffledKeys]:
+    """Loaders for training and validation, and the training sampler: set its epoch before a pass.
 
-    A last training batch that is not full is dropped, unless it is the only one: batch norm on a few images hurts.
+    A last training batch that is not full is dropped, unless it is the only one: batch norm on a
+    few images hurts.
     """
     train_transform, validation_transform = build_transforms(data)
     keys = ShuffledKeys(len(data.train), seed)
-    # A generator of their own: else each pass over a loader would draw from the global random state.
+    # With a generator of its own a loader does not draw from the global random state.
     options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
     train = DataLoader(
-        AugmentedImages(data.train, train_transform, seed), batch_size=batch_size, sampler=keys,
-        drop_last=len(data.train) > batch_size, generator=torch.Generator(), **options,
-    )  # fmt: skip
+        AugmentedImages(data.train, train_transform, seed),
+        batch_size=batch_size,
+        sampler=keys,
+        drop_last=len(data.train) > batch_size,
+        generator=torch.Generator(),
+        **options,
+    )
     validation = DataLoader(
-        PlainImages(data.validation, validation_transform), batch_size=max(batch_size, 256),
-        generator=torch.Generator(), **options,
-    )  # fmt: skip
+        PlainImages(data.validation, validation_transform),
+        batch_size=max(batch_size, 256),
+        generator=torch.Generator(),
+        **options,
+    )
     return train, validation, keys

@@ -1,6 +1,7 @@
 """Checkpoints: one safetensors file, written beside and renamed. Nothing in it is unpickled.
 
-Tensors lie in the file under "weights/", "optimizer/" and "random/"; everything else is JSON in its metadata.
+Tensors lie in the file under "weights/", "optimizer/" and "random/"; everything else is JSON in
+its metadata.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ FORMAT = "netaugfx checkpoint 1"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file beside `path`, then rename it: whoever reads `path` finds the old content or the new one."""
+    """Write a file beside `path`, then rename it: `path` holds the old content or the new one."""
     beside = path.with_name(f".{path.name}.part")
     with open(beside, "wb") as file:
         file.write(content)
@@ -39,12 +40,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def own_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU that share no memory, as safetensors asks: a tied tensor is stored under each of its names."""
-    return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    """Copies on the CPU that share no memory, as safetensors asks; a tied tensor is stored twice."""
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
 
 
 def save_weights(path: Path, model: nn.Module) -> None:
-    """Write the state_dict of `model` as safetensors: load_state_dict(load_file(path), strict=True) takes it."""
+    """Write what `model.load_state_dict(load_file(path), strict=True)` takes."""
     write_atomically(path, save(own_storage(model.state_dict())))
 
 
@@ -52,12 +56,17 @@ def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The global random states of torch, its devices, Python and numpy: tensors and JSON."""
     tensors = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available():
-        tensors |= {f"cuda:{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
+        tensors |= {
+            f"cuda:{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())
+        }
     version, python, gauss = random.getstate()
     tensors["python"] = torch.tensor(python)
     _, words, position, has_gauss, cached = numpy.random.get_state()
     tensors["numpy"] = torch.from_numpy(words.astype("int64"))
-    return tensors, {"python": [version, gauss], "numpy": [int(position), int(has_gauss), float(cached)]}
+    return tensors, {
+        "python": [version, gauss],
+        "numpy": [int(position), int(has_gauss), float(cached)],
+    }
 
 
 def set_random_state(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
@@ -85,15 +94,20 @@ def _join_optimizer(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> d
     for name, value in [*tensors.items(), *rest["scalars"].items()]:
         index, _, key = name.partition("/")
         state.setdefault(int(index), {})[key] = value
-    groups = [{k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in group.items()}
-              for group in rest["param_groups"]]  # fmt: skip
+    groups = [
+        {k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in group.items()}
+        for group in rest["param_groups"]
+    ]
     return {"state": state, "param_groups": groups}
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, task_state: Mapping[str, Tensor],
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    task_state: Mapping[str, Tensor],
     progress: Mapping[str, Any],
-) -> None:  # fmt: skip
+) -> None:
     """Write all that a later process needs to go on as if it had never stopped.
 
     Args:
@@ -102,8 +116,19 @@ def save_checkpoint(
     """
     optimizer_tensors, optimizer_rest = _split_optimizer(optimizer.state_dict())
     random_tensors, random_rest = random_state()
-    parts = {"weights": model.state_dict(), "optimizer": optimizer_tensors, "random": random_tensors, "task": task_state}
-    tensors = own_storage({f"{part}/{name}": tensor for part, named in parts.items() for name, tensor in named.items()})
+    parts = {
+        "weights": model.state_dict(),
+        "optimizer": optimizer_tensors,
+        "random": random_tensors,
+        "task": task_state,
+    }
+    tensors = own_storage(
+        {
+            f"{part}/{name}": tensor
+            for part, named in parts.items()
+            for name, tensor in named.items()
+        }
+    )
     rest = {"optimizer": optimizer_rest, "random": random_rest, "progress": dict(progress)}
     write_atomically(path, save(tensors, metadata={"format": FORMAT, "state": json.dumps(rest)}))
 
@@ -117,16 +142,20 @@ def load_checkpoint(
         The task's state and the progress, as they were saved.
 
     Raises:
-        RunError: the file is truncated, no checkpoint, or one of another model; nothing has been changed then.
+        RunError: the file is truncated, no checkpoint, or one of another model; nothing has been
+            changed then.
     """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise RunError(f"{path} is truncated or no checkpoint ({error}).") from error
     if metadata.get("format") != FORMAT:
-        raise RunError(f"{path} is no checkpoint of this version: expected {FORMAT!r}, got {metadata.get('format')!r}.")
+        raise RunError(
+            f"{path} is no checkpoint of this version: expected {FORMAT!r}, "
+            f"got {metadata.get('format')!r}."
+        )
     rest = json.loads(metadata["state"])
     parts: dict[str, dict[str, Tensor]] = {"weights": {}, "optimizer": {}, "random": {}, "task": {}}
     for name, tensor in tensors.items():
@@ -140,7 +169,7 @@ def load_checkpoint(
 
 
 def check_weights(path: Path, weights: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Raise RunError where `weights`, read from `path`, are not those of a model like `model`."""
+    """Raise RunError where `weights`, read from `path`, do not fit `model`."""
     own = model.state_dict()
     for name in sorted(own.keys() | weights.keys()):
         if name not in weights or name not in own:
@@ -148,6 +177,7 @@ def check_weights(path: Path, weights: Mapping[str, Tensor], model: nn.Module) -
             raise RunError(f"{path} is a checkpoint of another model: {where} has no {name!r}.")
         if weights[name].shape != own[name].shape:
             raise RunError(
-                f"{path} is a checkpoint of another model: {name!r} is {tuple(weights[name].shape)} there "
+                f"{path} is a checkpoint of another model: "
+                f"{name!r} is {tuple(weights[name].shape)} there "
                 f"and {tuple(own[name].shape)} here."
             )

@@ -1,4 +1,4 @@
-"""What can go wrong in a recipe, one class each. Each is one clear line on the command line, with exit code 2."""
+"""What can go wrong in a recipe, one class each; on the command line, one line and exit code 2."""
 
 from __future__ import annotations
 

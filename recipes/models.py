@@ -1,4 +1,4 @@
-"""Models by name: NAME of timm, torchvision:NAME, netaugfx:NAME (recipes/tiny.py) or path/to/file.py:function."""
+"""Models by name: timm's, torchvision:NAME, netaugfx:NAME (recipes/tiny.py), file.py:function."""
 
 from __future__ import annotations
 
@@ -34,9 +34,13 @@ def parse_model_args(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def build_model(
-    name: str, *, num_classes: int, channels: int = 3, model_args: Mapping[str, Any] | None = None,
+    name: str,
+    *,
+    num_classes: int,
+    channels: int = 3,
+    model_args: Mapping[str, Any] | None = None,
     pretrained: bool = False,
-) -> nn.Module:  # fmt: skip
+) -> nn.Module:
     """Build the model that `name` names, with fresh weights from torch's global random state.
 
     Args:
@@ -59,7 +63,10 @@ def build_model(
         if "in_chans" in inspect.signature(constructor).parameters:
             defaults["in_chans"] = channels
         elif channels != 3:
-            raise ModelError(f"{name} takes no in_chans, and the data has {channels} channel(s). Give --channels 3.")
+            raise ModelError(
+                f"{name} takes no in_chans, and the data has {channels} channel(s). "
+                "Give --channels 3."
+            )
         if pretrained:
             raise ModelError(f"{name} has no pretrained weights.")
     elif kind == "torchvision" and colon:
@@ -69,7 +76,10 @@ def build_model(
         if rest not in known:
             raise ModelError(f"torchvision has no model {rest!r}. {near(rest, known)}")
         if channels != 3:
-            raise ModelError(f"torchvision's models take 3 channels, and the data has {channels}. Give --channels 3.")
+            raise ModelError(
+                f"torchvision's models take 3 channels, and the data has {channels}. "
+                "Give --channels 3."
+            )
         constructor = _torchvision_constructor(rest)
         defaults = {"num_classes": num_classes, "weights": "DEFAULT" if pretrained else None}
     else:
@@ -83,14 +93,16 @@ def build_model(
     try:
         model = constructor(**(defaults | arguments))
     except Exception as error:  # a constructor may raise anything
-        raise ModelError(f"{name} cannot be built with {defaults | arguments}: {type(error).__name__}: {error}") from error
+        raise ModelError(
+            f"{name} cannot be built with {defaults | arguments}: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{name} returns a {type(model).__name__}, not a torch.nn.Module.")
     return model
 
 
 def _torchvision_constructor(name: str) -> Callable[..., nn.Module]:
-    """torchvision's constructor; trained weights come with 1000 classes, so the classifier is replaced after loading."""
+    """torchvision's constructor; trained weights that fit are loaded, the classifier's do not."""
     from torchvision.models import get_model, get_model_weights
 
     def constructor(*, weights: Any, **options: Any) -> nn.Module:
@@ -98,7 +110,11 @@ def _torchvision_constructor(name: str) -> Callable[..., nn.Module]:
         if weights is not None:
             trained = get_model_weights(name)[weights].get_state_dict()
             own = model.state_dict()
-            fitting = {key: value for key, value in trained.items() if key in own and value.shape == own[key].shape}
+            fitting = {
+                key: value
+                for key, value in trained.items()
+                if key in own and value.shape == own[key].shape
+            }
             model.load_state_dict(own | fitting)
         return model
 
@@ -119,13 +135,20 @@ def _function_in(path: Path, name: str) -> Callable[..., nn.Module]:
     if not path.is_file():
         raise ModelError(f"There is no file {path}. Expected path/to/file.py:function.")
     specification = importlib.util.spec_from_file_location(path.stem, path)
-    assert specification is not None and specification.loader is not None  # a .py file has both
+    assert specification is not None  # a .py file has one
+    assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     try:
         specification.loader.exec_module(module)
     except Exception as error:  # the file may raise anything
         raise ModelError(f"{path} does not run: {type(error).__name__}: {error}") from error
     if not callable(getattr(module, name, None)):
-        known = [each for each in vars(module) if callable(getattr(module, each)) and not each.startswith("_")]
-        raise ModelError(f"{path} has no function {name!r}. {near(name, known) if known else ''}".rstrip())
+        known = [
+            each
+            for each in vars(module)
+            if callable(getattr(module, each)) and not each.startswith("_")
+        ]
+        raise ModelError(
+            f"{path} has no function {name!r}. {near(name, known) if known else ''}".rstrip()
+        )
     return getattr(module, name)

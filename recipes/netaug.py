@@ -1,8 +1,9 @@
 """NetAug: train a tiny network inside larger networks that share its weights.
 
-Source: H. Cai, C. Gan, J. Lin, S. Han, "Network Augmentation for Tiny Deep Learning", ICLR 2022, section 3.2,
-equations 1 and 2. Deviations: subnets normalise by their own batch statistics and leave the base's running
-statistics alone; the augmented pass draws its random numbers (dropout, drop path) from the task's own generator.
+Source: H. Cai, C. Gan, J. Lin, S. Han, "Network Augmentation for Tiny Deep Learning", ICLR 2022,
+section 3.2, equations 1 and 2. Deviations: subnets normalise by their own batch statistics and
+leave the base's running statistics alone; the augmented pass draws its random numbers (dropout,
+drop path) from the task's own generator.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from netaugfx.errors import InputError, PlanError
 def netaug_loss(base_loss: Tensor, augmented_losses: Iterable[Tensor], alpha: float) -> Tensor:
     """The loss of the base plus the weighted losses of the augmented networks that contain it.
 
-    L_aug = L(W_t) + alpha * L([W_t, W_1]) + ... + alpha * L([W_t, W_i])       (equation 1, every alpha_i = alpha;
-    with a single sampled network it is equation 2)
+    L_aug = L(W_t) + alpha * L([W_t, W_1]) + ... + alpha * L([W_t, W_i])       (equation 1, every
+    alpha_i = alpha; with a single sampled network it is equation 2)
 
     With alpha = 0 the result is `base_loss` itself: 0 * inf is not 0.
 
@@ -45,7 +46,7 @@ def netaug_loss(base_loss: Tensor, augmented_losses: Iterable[Tensor], alpha: fl
 
 @contextmanager
 def own_random_numbers(generator: torch.Generator, device: torch.device) -> Iterator[None]:
-    """Inside, torch's global random numbers follow from `generator`; afterwards they go on as if none had been drawn."""
+    """Inside, global random numbers follow from `generator`; afterwards they go on as before."""
     seed = int(torch.randint(2**62, (), generator=generator))
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index
@@ -60,23 +61,26 @@ def own_random_numbers(generator: torch.Generator, device: torch.device) -> Iter
 
 
 class NetAugTask(TrainingTask):
-    """NetAug as a timm training task: L(W_t) + alpha * L([W_t, W_i]) with freshly sampled augmented networks each step.
+    """NetAug as a timm training task: L(W_t) + alpha * L([W_t, W_i]), W_i sampled anew each step.
 
         task = NetAugTask(netaugfx.widen(model), criterion)
         result = task(input, target)            # one backward pass for both losses
         result["loss"].backward()
         result = task.backward(input, target)   # or: a backward pass each, at lower peak memory
 
-    `alpha`, `samples` and `kinds` may be changed between steps; with `kinds=()` only the base is trained.
+    `alpha`, `samples` and `kinds` may be changed between steps; with `kinds=()` only the base is
+    trained.
 
     Args:
         wide: a WideModel, or a module that wraps one (DistributedDataParallel).
-        criterion: (output, target) -> scalar loss; timm's classification loss from `criterion_kwargs` if None.
+        criterion: (output, target) -> scalar loss; timm's classification loss from
+            `criterion_kwargs` if None.
         alpha: weight of each augmented loss; the paper uses 1.
         samples: augmented networks sampled per step; the paper uses 1 and finds that more hurt.
         kinds: which kinds of widths are augmented; the others stay at their base size.
-        generator: a CPU generator for sampling and for the augmented pass; made from `seed` if None. Ranks that
-            train together must start from the same one, so that they sample the same networks.
+        generator: a CPU generator for sampling and for the augmented pass; made from `seed` if
+            None. Ranks that train together must start from the same one, so that they sample the
+            same networks.
         seed: seed of the generator if none is given.
 
     Raises:
@@ -100,11 +104,17 @@ class NetAugTask(TrainingTask):
         verbose: bool = False,
     ):
         parameter = next(wide.parameters(), torch.empty(0))
-        super().__init__(device=device or parameter.device, dtype=dtype or parameter.dtype, verbose=verbose)
+        super().__init__(
+            device=device or parameter.device, dtype=dtype or parameter.dtype, verbose=verbose
+        )
         if samples < 1:
-            raise ValueError(f"samples must be at least 1, got {samples}; to train the base alone use kinds=().")
+            raise ValueError(
+                f"samples must be at least 1, got {samples}; to train the base alone use kinds=()."
+            )
         self.trainable_module = wide
-        self.criterion = resolve_classification_loss(criterion, self.device, criterion_kwargs=criterion_kwargs)
+        self.criterion = resolve_classification_loss(
+            criterion, self.device, criterion_kwargs=criterion_kwargs
+        )
         self.alpha = alpha
         self.samples = samples
         self.kinds = tuple(kinds)
@@ -114,7 +124,8 @@ class NetAugTask(TrainingTask):
             if not growing.intersection(self.kinds):
                 raise PlanError(
                     f"Nothing to augment: no width of kind {' or '.join(self.kinds)} can grow "
-                    f"(kinds that can: {', '.join(sorted(growing)) or 'none'}). netaugfx.describe(wide) says why."
+                    f"(kinds that can: {', '.join(sorted(growing)) or 'none'}). "
+                    "netaugfx.describe(wide) says why."
                 )
 
     @property
@@ -128,12 +139,12 @@ class NetAugTask(TrainingTask):
             "Make one with wide = netaugfx.widen(model)."
         )
 
-    def forward(self, input: Any, target: Any) -> dict[str, Any]:
+    def forward(self, input: Any, target: Any) -> dict[str, Any]:  # noqa: A002 (timm's name)
         """Run the base, then each sampled network.
 
         Returns:
-            "loss" (scalar, with graph), "output" (the base's), "base_loss" and "augmented_loss" (detached scalars;
-            the mean over the sampled networks, absent if none ran).
+            "loss" (scalar, with graph), "output" (the base's), "base_loss" and "augmented_loss"
+            (detached scalars; the mean over the sampled networks, absent if none ran).
         """
         output = self.trainable_module(input)
         base_loss = self.criterion(output, target)
@@ -142,11 +153,15 @@ class NetAugTask(TrainingTask):
         return self._result(loss, output, base_loss, augmented_losses)
 
     def backward(
-        self, input: Any, target: Any, backward: Callable[[Tensor], Any] = torch.Tensor.backward
+        self,
+        input: Any,  # noqa: A002
+        target: Any,
+        backward: Callable[[Tensor], Any] = torch.Tensor.backward,
     ) -> dict[str, Any]:
-        """Run and differentiate the base, then each sampled network, so that only one graph is alive at a time.
+        """Run and differentiate the base, then each sampled network: one graph is alive at a time.
 
-        The gradients are those of `task(input, target)["loss"].backward()`, up to the order of additions.
+        The gradients are those of `task(input, target)["loss"].backward()`, up to the order of
+        additions.
 
         Args:
             backward: called with each weighted loss, e.g. `accelerator.backward`.
@@ -163,11 +178,18 @@ class NetAugTask(TrainingTask):
                 backward(self.alpha * augmented_loss)
             augmented_losses.append(augmented_loss.detach())
         base_loss = base_loss.detach()
-        output = torch.utils._pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, output)
-        return self._result(netaug_loss(base_loss, augmented_losses, self.alpha), output, base_loss, augmented_losses)
+        output = torch.utils._pytree.tree_map(
+            lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, output
+        )
+        return self._result(
+            netaug_loss(base_loss, augmented_losses, self.alpha),
+            output,
+            base_loss,
+            augmented_losses,
+        )
 
-    def _augmented_losses(self, input: Any, target: Any) -> Iterator[Tensor]:
-        """Yield L([W_t, W_i]) for each sampled network; without a graph where alpha = 0, since 0 * inf is not 0."""
+    def _augmented_losses(self, images: Any, target: Any) -> Iterator[Tensor]:
+        """Yield L([W_t, W_i]) of each sampled network; with alpha = 0 without a graph: 0 * inf = nan."""
         wide = self.wide
         if not _growing_kinds(wide).intersection(self.kinds):
             return
@@ -175,28 +197,38 @@ class NetAugTask(TrainingTask):
         with_graph = self.alpha != 0 and torch.is_grad_enabled()
         for _ in range(self.samples):
             config = _sample_wider(wide, self.generator, self.kinds)
-            with own_random_numbers(self.generator, device), torch.set_grad_enabled(with_graph), wide.at(config):
-                augmented_loss = self.criterion(self.trainable_module(input), target)
+            with (
+                own_random_numbers(self.generator, device),
+                torch.set_grad_enabled(with_graph),
+                wide.at(config),
+            ):
+                augmented_loss = self.criterion(self.trainable_module(images), target)
             yield augmented_loss
 
     @staticmethod
-    def _result(loss: Tensor, output: Any, base_loss: Tensor, augmented_losses: list[Tensor]) -> dict[str, Any]:
+    def _result(
+        loss: Tensor, output: Any, base_loss: Tensor, augmented_losses: list[Tensor]
+    ) -> dict[str, Any]:
         result = {"loss": loss, "output": output, "base_loss": base_loss.detach()}
         if augmented_losses:
-            result["augmented_loss"] = torch.stack([each.detach() for each in augmented_losses]).mean()
+            result["augmented_loss"] = torch.stack(
+                [each.detach() for each in augmented_losses]
+            ).mean()
         return result
 
     def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> NetAugTask:
-        """Wrap the wide model in DistributedDataParallel; each step leaves the blocks that were not sampled unused.
+        """Wrap the wide model in DistributedDataParallel; a step uses only the blocks it samples.
 
-        With more than one sample per step use `task.backward`: one backward pass over several sampled networks
-        would reduce a block twice.
+        With more than one sample per step use `task.backward`: one backward pass over several
+        sampled networks would reduce a block twice.
         """
         from torch.nn.parallel import DistributedDataParallel
 
-        # Broadcasting buffers between the two passes would overwrite what the first backward pass still needs.
+        # Buffers broadcast between the passes would overwrite what the backward pass still needs.
         ddp_kwargs = {"find_unused_parameters": True, "broadcast_buffers": False} | ddp_kwargs
-        self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
+        self.trainable_module = DistributedDataParallel(
+            self.trainable_module, device_ids=device_ids, **ddp_kwargs
+        )
         return self
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
@@ -204,13 +236,19 @@ class NetAugTask(TrainingTask):
         return {"generator": self.generator.get_state()}
 
     def load_task_state(
-        self, state: dict[str, Any] | None, strict: bool = True, module: nn.Module | None = None, ema: bool = False
+        self,
+        state: dict[str, Any] | None,
+        strict: bool = True,
+        module: nn.Module | None = None,
+        ema: bool = False,
     ) -> None:
         """Take up sampling where `state` left it."""
         if state is not None and "generator" in state:
             self.generator.set_state(state["generator"].cpu())
         elif strict:
-            raise InputError("The task state holds no 'generator': it is not one of NetAugTask.get_task_state().")
+            raise InputError(
+                "The task state holds no 'generator': it is not one of NetAugTask.get_task_state()."
+            )
 
 
 def _growing_kinds(wide: netaugfx.WideModel) -> set[str]:
@@ -219,8 +257,10 @@ def _growing_kinds(wide: netaugfx.WideModel) -> set[str]:
     return {width.kind for name, width in wide.widths.items() if largest[name] > base[name]}
 
 
-def _sample_wider(wide: netaugfx.WideModel, generator: torch.Generator, kinds: tuple[str, ...]) -> Any:
-    """Sample a config other than the base's: [W_t, W_i] with an empty W_i would train the base's statistics twice."""
+def _sample_wider(
+    wide: netaugfx.WideModel, generator: torch.Generator, kinds: tuple[str, ...]
+) -> Any:
+    """Sample a config other than the base's: an empty W_i would update its statistics twice."""
     base_config = wide.base_config
     while (config := wide.sample(generator, kinds=kinds)) == base_config:
         pass

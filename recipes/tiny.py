@@ -9,9 +9,13 @@ from torch import Tensor, nn
 __all__ = ["TinyMobileNet", "tiny_mobilenet"]
 
 
-def _conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+def _conv_norm(
+    in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1
+) -> list[nn.Module]:
     return [
-        nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.Conv2d(
+            in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False
+        ),
         nn.BatchNorm2d(out_channels),
     ]
 
@@ -19,7 +23,8 @@ def _conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int = 1
 class InvertedResidual(nn.Module):
     """Expand, filter each channel, project; add the input where shapes allow.
 
-    Source: M. Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", CVPR 2018, figure 4.
+    Source: M. Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", CVPR 2018,
+    figure 4.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, expand_ratio: int):
@@ -62,7 +67,9 @@ class TinyMobileNet(nn.Module):
     ):
         super().__init__()
         if len(channels) != len(strides):
-            raise ValueError(f"channels and strides differ in length: {tuple(channels)} and {tuple(strides)}.")
+            raise ValueError(
+                f"channels and strides differ in length: {tuple(channels)} and {tuple(strides)}."
+            )
         self.stem = nn.Sequential(*_conv_norm(in_chans, channels[0], 3, strides[0]), nn.ReLU6())
         self.blocks = nn.Sequential(
             *(
@@ -71,6 +78,9 @@ class TinyMobileNet(nn.Module):
             )
         )
         self.head = nn.Sequential(*_conv_norm(channels[-1], head, 1), nn.ReLU6())
+        self.default_cfg = {
+            "input_size": (in_chans, 32, 32)
+        }  # timm's word for the image size it is for
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(head, num_classes)
 
