@@ -40,7 +40,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def own_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU that share no memory, as safetensors asks; a tied tensor is stored twice."""
+    """Copies on the CPU that share no memory, as safetensors asks; tied ones are stored twice."""
     return {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()

@@ -119,14 +119,13 @@ class NetAugTask(TrainingTask):
         self.samples = samples
         self.kinds = tuple(kinds)
         self.generator = torch.Generator().manual_seed(seed) if generator is None else generator
-        if self.kinds:
-            growing = _growing_kinds(self.wide)
-            if not growing.intersection(self.kinds):
-                raise PlanError(
-                    f"Nothing to augment: no width of kind {' or '.join(self.kinds)} can grow "
-                    f"(kinds that can: {', '.join(sorted(growing)) or 'none'}). "
-                    "netaugfx.describe(wide) says why."
-                )
+        growing = _growing_kinds(self.wide)
+        if self.kinds and not growing.intersection(self.kinds):
+            raise PlanError(
+                f"Nothing to augment: no width of kind {' or '.join(self.kinds)} can grow "
+                f"(kinds that can: {', '.join(sorted(growing)) or 'none'}). "
+                "netaugfx.describe(wide) says why."
+            )
 
     @property
     def wide(self) -> netaugfx.WideModel:
@@ -142,11 +141,15 @@ class NetAugTask(TrainingTask):
     def forward(self, input: Any, target: Any) -> dict[str, Any]:  # noqa: A002 (timm's name)
         """Run the base, then each sampled network.
 
+        Args:
+            input: what the model takes; a tuple is its positional inputs.
+            target: what the criterion takes beside the model's output.
+
         Returns:
             "loss" (scalar, with graph), "output" (the base's), "base_loss" and "augmented_loss"
             (detached scalars; the mean over the sampled networks, absent if none ran).
         """
-        output = self.trainable_module(input)
+        output = _call(self.trainable_module, input)
         base_loss = self.criterion(output, target)
         augmented_losses = list(self._augmented_losses(input, target))
         loss = netaug_loss(base_loss, augmented_losses, self.alpha)
@@ -169,7 +172,7 @@ class NetAugTask(TrainingTask):
         Returns:
             What `forward` returns, every tensor detached.
         """
-        output = self.trainable_module(input)
+        output = _call(self.trainable_module, input)
         base_loss = self.criterion(output, target)
         backward(base_loss)
         augmented_losses = []
@@ -189,7 +192,7 @@ class NetAugTask(TrainingTask):
         )
 
     def _augmented_losses(self, images: Any, target: Any) -> Iterator[Tensor]:
-        """Yield L([W_t, W_i]) of each sampled network; with alpha = 0 without a graph: 0 * inf = nan."""
+        """Yield L([W_t, W_i]) of each sampled network; with alpha = 0 without a graph."""
         wide = self.wide
         if not _growing_kinds(wide).intersection(self.kinds):
             return
@@ -202,7 +205,7 @@ class NetAugTask(TrainingTask):
                 torch.set_grad_enabled(with_graph),
                 wide.at(config),
             ):
-                augmented_loss = self.criterion(self.trainable_module(images), target)
+                augmented_loss = self.criterion(_call(self.trainable_module, images), target)
             yield augmented_loss
 
     @staticmethod
@@ -249,6 +252,10 @@ class NetAugTask(TrainingTask):
             raise InputError(
                 "The task state holds no 'generator': it is not one of NetAugTask.get_task_state()."
             )
+
+
+def _call(module: nn.Module, inputs: Any) -> Any:
+    return module(*inputs) if isinstance(inputs, tuple) else module(inputs)
 
 
 def _growing_kinds(wide: netaugfx.WideModel) -> set[str]:
