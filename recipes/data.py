@@ -15,7 +15,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from PIL import Image
 
@@ -103,18 +103,18 @@ def _digits() -> Data:
     )
 
 
-def read_image(path: str) -> Image.Image:
-    """Read an image file whole.
+def read_image(file: str | IO[bytes], name: str | None = None) -> Image.Image:
+    """Read an image file whole; `name` is what errors call it.
 
     Raises:
         DataError: it does not decode; the message names the file.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             image.load()
             return image.copy()
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error and more
-        raise DataError(f"Cannot decode {path}: {error}") from error
+        raise DataError(f"Cannot decode {name or file}: {error}") from error
 
 
 def _folder(root: Path) -> Data:
@@ -191,8 +191,23 @@ def _torchvision(rest: str, download: bool) -> Data:
     return _from_images(splits["train"], splits["validation"], labels)
 
 
+class _TimmImages(Sequence):
+    """The images of a timm reader; timm's own dataset skips those that do not decode."""
+
+    def __init__(self, reader: Any):
+        self.reader = reader
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        file, label, *_ = self.reader[index]
+        with file:
+            return read_image(file, self.reader.filename(index)), int(label)
+
+
 def _timm(spec: str, download: bool) -> Data:
-    from timm.data import create_dataset
+    from timm.data import ImageDataset, create_dataset
 
     name, _, root = spec.partition("@")
     if Path(name).is_dir() and not root:
@@ -211,11 +226,14 @@ def _timm(spec: str, download: bool) -> Data:
             raise DataError(
                 f"{spec!r} can only be streamed; a run needs images that have an index."
             )
-    train = splits["train"]
+    train, validation = (
+        _TimmImages(split.reader) if isinstance(split, ImageDataset) else split
+        for split in splits.values()
+    )
     reader = getattr(train, "reader", None)
     classes = getattr(train, "classes", None) or getattr(reader, "class_to_idx", None)
     labels = len(classes) if classes else 1 + max(int(label) for _, label in train)
-    return _from_images(train, splits["validation"], labels)
+    return _from_images(train, validation, labels)
 
 
 def _from_images(train: Sequence, validation: Sequence, num_classes: int) -> Data:

@@ -110,7 +110,7 @@ def test_real_models(name: str, options: dict) -> None:
 
 
 def test_even_the_augmented_gradients_weighted_by_zero_change_nothing() -> None:
-    """Not only skipped: a backward pass through the subnet, times zero, leaves the weights equal."""
+    """Not only skipped: a backward pass through the subnet, times 0, leaves the weights equal."""
     spec = strategies.NetworkSpec(
         body=(
             strategies.Conv(out=4, kernel=3, padding="half"),

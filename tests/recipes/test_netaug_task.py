@@ -154,9 +154,7 @@ def test_only_the_given_kinds_grow(
     assert "augmented_loss" not in task(*batch)
 
 
-def test_evaluation_sees_the_base(
-    wide: netaugfx.WideModel, batch: tuple[Tensor, Tensor]
-) -> None:
+def test_evaluation_sees_the_base(wide: netaugfx.WideModel, batch: tuple[Tensor, Tensor]) -> None:
     task = NetAugTask(wide, F.cross_entropy)
     task(*batch)["loss"].backward()
     model = task.get_eval_model().eval()
@@ -172,9 +170,7 @@ def one_process_group() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_process_group")
-def test_distributed_data_parallel(
-    wide: netaugfx.WideModel, batch: tuple[Tensor, Tensor]
-) -> None:
+def test_distributed_data_parallel(wide: netaugfx.WideModel, batch: tuple[Tensor, Tensor]) -> None:
     alone = NetAugTask(copy.deepcopy(wide), F.cross_entropy)
     spread = NetAugTask(copy.deepcopy(wide), F.cross_entropy).prepare_distributed()
     for _ in range(3):
