@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ast
+import copy
 import importlib.util
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from recipes.data import near
 from recipes.errors import ModelError
@@ -99,6 +101,24 @@ def build_model(
     if not isinstance(model, nn.Module):
         raise ModelError(f"{name} returns a {type(model).__name__}, not a torch.nn.Module.")
     return model
+
+
+def check_logits(model: nn.Module, name: str, images: Tensor, num_classes: int) -> None:
+    """Run a copy of `model` on images once.
+
+    Raises:
+        ModelError: it does not take them, or gives something else than logits (N, num_classes).
+    """
+    shape = tuple(images.shape)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            logits = copy.deepcopy(model).eval()(images)
+    except Exception as error:  # a forward may raise anything
+        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ModelError(f"{name} does not take images of shape {shape}: {message}") from error
+    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if found != (len(images), num_classes):
+        raise ModelError(f"{name} gives {found}; expected logits {(len(images), num_classes)}.")
 
 
 def _torchvision_constructor(name: str) -> Callable[..., nn.Module]:

@@ -19,7 +19,7 @@ from accelerate.utils import set_seed
 from rich.console import Console
 from rich.progress import Progress
 from safetensors.torch import load_file
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.task import ClassificationTask, TrainingTask
 from torch import nn
@@ -29,10 +29,10 @@ import netaugfx
 from recipes.augment import build_loaders
 from recipes.checkpoint import load_checkpoint, save_checkpoint, save_weights, write_json
 from recipes.config import TrainConfig
-from recipes.data import Data, load_data
+from recipes.data import Data, load_data, near
 from recipes.errors import LossError, RunError
 from recipes.evaluation import batches, evaluate
-from recipes.models import build_model
+from recipes.models import build_model, check_logits
 from recipes.netaug import NetAugTask
 from recipes.rundir import RunDirectory
 
@@ -80,27 +80,30 @@ def train(
     """
     given = {name: getattr(config, name) for name in ("num_classes", "channels", "image_size")}
     data = load_data(config.data, **given, download=download)
-    set_seed(config.seed)
-    model = fresh_model(config, data)
-    if config.method == "netaug":
-        model = widen(model, config, data)
     directory = RunDirectory(out)
     identity = {"config": config.identity(), "data": _described(data)}
     directory.check(identity, resume)
+    set_seed(config.seed)
+    model = fresh_model(config, data)
+    generator = torch.Generator().manual_seed(0)
+    example = torch.rand(2, data.channels, data.image_size, data.image_size, generator=generator)
+    check_logits(model, config.model, example, data.num_classes)
+    if config.method == "netaug":
+        model = netaugfx.widen(
+            model,
+            factor=config.factor,
+            diversity=config.diversity,
+            keep=config.keep,
+            example_inputs=(example,),
+            seed=config.seed,
+        )
 
     # A step of NetAug leaves the blocks that it did not sample unused; buffers broadcast between
     # its two passes would overwrite what the backward pass still needs.
     ranks = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
     accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[ranks])
     run = Run(config, data, directory, accelerator, console or Console())
-    optimizer = create_optimizer_v2(
-        model,
-        config.opt,
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        filter_bias_and_bn=not config.decay_norms,
-    )
+    optimizer = build_optimizer(model, config)
     *loaders, keys = build_loaders(data, config.batch_size, config.seed, workers)
     model, optimizer, train_loader, validation_loader = accelerator.prepare(
         model, optimizer, *loaders
@@ -164,17 +167,19 @@ def fresh_model(config: TrainConfig, data: Data, pretrained: bool | None = None)
     )
 
 
-def widen(model: nn.Module, config: TrainConfig, data: Data) -> netaugfx.WideModel:
-    """The model of a NetAug run, widened for images of its data."""
-    generator = torch.Generator().manual_seed(0)
-    example = torch.rand(2, data.channels, data.image_size, data.image_size, generator=generator)
-    return netaugfx.widen(
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """timm's optimiser of that name, over the base's Parameters and, for NetAug, their blocks."""
+    if config.opt not in list_optimizers():
+        raise RunError(
+            f"timm has no optimiser {config.opt!r}. {near(config.opt, list_optimizers())}"
+        )
+    return create_optimizer_v2(
         model,
-        factor=config.factor,
-        diversity=config.diversity,
-        keep=config.keep,
-        example_inputs=(example,),
-        seed=config.seed,
+        config.opt,
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        filter_bias_and_bn=not config.decay_norms,
     )
 
 
