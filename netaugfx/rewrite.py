@@ -220,9 +220,9 @@ class _Rewriter:
         t = owner._parameters.get(leaf, owner._buffers.get(leaf))
         return self.first.get(id(t), name)
 
-    def _tensor(self, name: str, private: bool = False, **named: Any) -> fx.Node:
-        site = Site(self._canonical(name), private)
-        return self._call(tensor, (self.bound, self._known(self.program.sites, site)), {}, **named)
+    def _tensor(self, target: str, private: bool = False, name: str | None = None) -> fx.Node:
+        site = Site(self._canonical(target), private)
+        return self._call(tensor, (self.bound, self._known(self.program.sites, site)), {}, name)
 
     def _count(self, axis: Any, original: Any) -> fx.Node:
         return self._call(count, (self.bound, self._known(self.program.sizes, axis), original), {})
