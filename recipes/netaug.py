@@ -228,7 +228,7 @@ class NetAugTask(TrainingTask):
         from torch.nn.parallel import DistributedDataParallel
 
         # Buffers broadcast between the passes would overwrite what the backward pass still needs.
-        ddp_kwargs = {"find_unused_parameters": True, "broadcast_buffers": False} | ddp_kwargs
+        ddp_kwargs = {"find_unused_parameters": True, "forward_sync_buffers": False} | ddp_kwargs
         self.trainable_module = DistributedDataParallel(
             self.trainable_module, device_ids=device_ids, **ddp_kwargs
         )

@@ -187,6 +187,9 @@ def test_errors(wide: netaugfx.WideModel, batch: tuple[Tensor, Tensor]) -> None:
         NetAugTask(small(), F.cross_entropy)
     with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
         NetAugTask(wide, F.cross_entropy, samples=0)
-    stiff = netaugfx.widen(small(), factor=1.0, example_inputs=(batch[0],))
-    with pytest.raises(PlanError, match="Nothing to augment: no width of kind stream or inner can"):
-        NetAugTask(stiff, F.cross_entropy)
+    stiff = netaugfx.widen(nn.Sequential(nn.Conv2d(2, 4, 1), nn.Conv2d(4, 3, 1)), factor=2)
+    with pytest.raises(PlanError, match=r"no width of kind inner can grow .kinds that can: stream"):
+        NetAugTask(stiff, F.cross_entropy, kinds=("inner",))
+    still = netaugfx.widen(small(), factor=1.0, example_inputs=(batch[0],))
+    with pytest.raises(PlanError, match=r"no width of kind stream or inner can grow .* none"):
+        NetAugTask(still, F.cross_entropy)
