@@ -1,0 +1,1 @@
+"""Recipes on top of netaugfx: training tasks, data, the training loop, the command line."""

@@ -1,0 +1,152 @@
+"""Augmentation and loading.
+
+Random numbers are keyed by (seed, epoch, index), so that a resumed epoch needs no replay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import v2
+
+from recipes.data import Data
+
+SMALL = (
+    64  # pixels; up to here images are shifted by a padded crop, above they are cropped and resized
+)
+
+
+def key(*numbers: int) -> int:
+    """A seed of 63 bits from whole numbers, unrelated for neighbouring numbers."""
+    digest = hashlib.blake2b(",".join(map(str, numbers)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def normalisation(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation that images are normalised by: ImageNet's for colour, else 0.5."""
+    if channels == 3:
+        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    return (0.5,) * channels, (0.5,) * channels
+
+
+def build_transforms(data: Data) -> tuple[Callable, Callable]:
+    """Transforms for training and validation.
+
+    They map a PIL image to a float32 tensor (channels, image_size, image_size).
+    """
+    size, (mean, std) = data.image_size, normalisation(data.channels)
+    to_channels = v2.RGB() if data.channels == 3 else v2.Grayscale(data.channels)
+    if size > SMALL:
+        options: dict[str, Any] = {
+            "input_size": (data.channels, size, size),
+            "mean": mean,
+            "std": std,
+        }
+        flip = 0.5 if data.flip else 0.0
+        train = create_transform(**options, is_training=True, hflip=flip, interpolation="bicubic")
+        validation = create_transform(**options, is_training=False, interpolation="bicubic")
+        return v2.Compose([to_channels, train]), v2.Compose([to_channels, validation])
+    to_size = [to_channels, v2.Resize(size), v2.CenterCrop(size), v2.PILToTensor()]
+    to_float = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
+    shift = [
+        v2.RandomCrop(size, padding=max(1, size // 8))
+    ]  # 4 pixels at 32x32, as is usual on CIFAR
+    flip = [v2.RandomHorizontalFlip()] if data.flip else []
+    return v2.Compose([*to_size, *shift, *flip, *to_float]), v2.Compose([*to_size, *to_float])
+
+
+class AugmentedImages(Dataset):
+    """Images whose random transform depends on (seed, epoch, index) alone.
+
+    Items are looked up by (epoch, index).
+    """
+
+    def __init__(self, images: Sequence, transform: Callable, seed: int):
+        self.images, self.transform, self.seed = images, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, epoch_and_index: tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, index = epoch_and_index
+        image, label = self.images[index]
+        before = torch.get_rng_state(), random.getstate(), numpy.random.get_state()
+        seed = key(self.seed, epoch, index)
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        numpy.random.seed(seed % 2**32)
+        try:
+            return self.transform(image), label
+        finally:
+            torch.set_rng_state(before[0])
+            random.setstate(before[1])
+            numpy.random.set_state(before[2])
+
+
+class PlainImages(Dataset):
+    """Images under a transform without randomness."""
+
+    def __init__(self, images: Sequence, transform: Callable):
+        self.images, self.transform = images, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.images[index]
+        return self.transform(image), label
+
+
+class ShuffledKeys(Sampler):
+    """(epoch, index) for every image once, in an order that depends on (seed, epoch) alone.
+
+    `epoch` is set before each pass. The keys carry it to the workers.
+    """
+
+    def __init__(self, length: int, seed: int):
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = torch.Generator().manual_seed(key(self.seed, self.epoch))
+        for index in torch.randperm(self.length, generator=generator).tolist():
+            yield self.epoch, index
+
+
+def build_loaders(
+    data: Data, batch_size: int, seed: int, workers: int
+) -> tuple[DataLoader, DataLoader, ShuffledKeys]:
+    """Loaders for training and validation, and the training sampler: set its epoch before a pass.
+
+    A last training batch that is not full is dropped, unless it is the only one: batch norm on a
+    few images hurts.
+    """
+    train_transform, validation_transform = build_transforms(data)
+    keys = ShuffledKeys(len(data.train), seed)
+    # With a generator of its own a loader does not draw from the global random state.
+    options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
+    train = DataLoader(
+        AugmentedImages(data.train, train_transform, seed),
+        batch_size=batch_size,
+        sampler=keys,
+        drop_last=len(data.train) > batch_size,
+        generator=torch.Generator(),
+        **options,
+    )
+    validation = DataLoader(
+        PlainImages(data.validation, validation_transform),
+        batch_size=max(batch_size, 256),
+        generator=torch.Generator(),
+        **options,
+    )
+    return train, validation, keys

@@ -1,0 +1,183 @@
+"""Checkpoints: one safetensors file, written beside and renamed. Nothing in it is unpickled.
+
+Tensors lie in the file under "weights/", "optimizer/" and "random/"; everything else is JSON in
+its metadata.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from recipes.errors import RunError
+
+FORMAT = "netaugfx checkpoint 1"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file beside `path`, then rename it: `path` holds the old content or the new one."""
+    beside = path.with_name(f".{path.name}.part")
+    with open(beside, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON a person can read, atomically."""
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def own_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU that share no memory, as safetensors asks; tied ones are stored twice."""
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+
+
+def save_weights(path: Path, model: nn.Module) -> None:
+    """Write what `model.load_state_dict(load_file(path), strict=True)` takes."""
+    write_atomically(path, save(own_storage(model.state_dict())))
+
+
+def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The global random states of torch, its devices, Python and numpy: tensors and JSON."""
+    tensors = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors |= {
+            f"cuda:{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())
+        }
+    version, python, gauss = random.getstate()
+    tensors["python"] = torch.tensor(python)
+    _, words, position, has_gauss, cached = numpy.random.get_state()
+    tensors["numpy"] = torch.from_numpy(words.astype("int64"))
+    return tensors, {
+        "python": [version, gauss],
+        "numpy": [int(position), int(has_gauss), float(cached)],
+    }
+
+
+def set_random_state(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
+    """Put back what `random_state` returned."""
+    torch.set_rng_state(tensors["torch"])
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        if f"cuda:{index}" in tensors:
+            torch.cuda.set_rng_state(tensors[f"cuda:{index}"], index)
+    version, gauss = rest["python"]
+    random.setstate((version, tuple(tensors["python"].tolist()), gauss))
+    numpy.random.set_state(("MT19937", tensors["numpy"].numpy().astype("uint32"), *rest["numpy"]))
+
+
+def _split_optimizer(state_dict: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors named "INDEX/KEY", and the rest as JSON."""
+    tensors, scalars = {}, {}
+    for index, values in state_dict["state"].items():
+        for name, value in values.items():
+            (tensors if isinstance(value, Tensor) else scalars)[f"{index}/{name}"] = value
+    return tensors, {"scalars": scalars, "param_groups": state_dict["param_groups"]}
+
+
+def _join_optimizer(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> dict[str, Any]:
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in [*tensors.items(), *rest["scalars"].items()]:
+        index, _, key = name.partition("/")
+        state.setdefault(int(index), {})[key] = value
+    groups = [
+        {k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in group.items()}
+        for group in rest["param_groups"]
+    ]
+    return {"state": state, "param_groups": groups}
+
+
+def save_checkpoint(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    task_state: Mapping[str, Tensor],
+    progress: Mapping[str, Any],
+) -> None:
+    """Write all that a later process needs to go on as if it had never stopped.
+
+    Args:
+        task_state: tensors that the training task owns, e.g. the state of its generator.
+        progress: JSON: epochs and steps done, metrics so far.
+    """
+    optimizer_tensors, optimizer_rest = _split_optimizer(optimizer.state_dict())
+    random_tensors, random_rest = random_state()
+    parts = {
+        "weights": model.state_dict(),
+        "optimizer": optimizer_tensors,
+        "random": random_tensors,
+        "task": task_state,
+    }
+    tensors = own_storage(
+        {
+            f"{part}/{name}": tensor
+            for part, named in parts.items()
+            for name, tensor in named.items()
+        }
+    )
+    rest = {"optimizer": optimizer_rest, "random": random_rest, "progress": dict(progress)}
+    write_atomically(path, save(tensors, metadata={"format": FORMAT, "state": json.dumps(rest)}))
+
+
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Restore model, optimiser and global random state from `path`.
+
+    Returns:
+        The task's state and the progress, as they were saved.
+
+    Raises:
+        RunError: the file is truncated, no checkpoint, or one of another model; nothing has been
+            changed then.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"{path} is truncated or no checkpoint ({error}).") from error
+    if metadata.get("format") != FORMAT:
+        raise RunError(
+            f"{path} is no checkpoint of this version: expected {FORMAT!r}, "
+            f"got {metadata.get('format')!r}."
+        )
+    rest = json.loads(metadata["state"])
+    parts: dict[str, dict[str, Tensor]] = {"weights": {}, "optimizer": {}, "random": {}, "task": {}}
+    for name, tensor in tensors.items():
+        part, _, name_in_part = name.partition("/")
+        parts[part][name_in_part] = tensor
+    check_weights(path, parts["weights"], model)
+    model.load_state_dict(parts["weights"], strict=True)
+    optimizer.load_state_dict(_join_optimizer(parts["optimizer"], rest["optimizer"]))
+    set_random_state(parts["random"], rest["random"])
+    return parts["task"], rest["progress"]
+
+
+def check_weights(path: Path, weights: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Raise RunError where `weights`, read from `path`, do not fit `model`."""
+    own = model.state_dict()
+    for name in sorted(own.keys() | weights.keys()):
+        if name not in weights or name not in own:
+            where = "the model" if name not in own else "the checkpoint"
+            raise RunError(f"{path} is a checkpoint of another model: {where} has no {name!r}.")
+        if weights[name].shape != own[name].shape:
+            raise RunError(
+                f"{path} is a checkpoint of another model: "
+                f"{name!r} is {tuple(weights[name].shape)} there "
+                f"and {tuple(own[name].shape)} here."
+            )

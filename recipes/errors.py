@@ -1,0 +1,25 @@
+"""What can go wrong in a recipe, one class each; on the command line, one line and exit code 2."""
+
+from __future__ import annotations
+
+from netaugfx.errors import NetAugFXError
+
+
+class RecipeError(NetAugFXError):
+    """The base of every error that recipes raise on purpose."""
+
+
+class DataError(RecipeError):
+    """Data cannot be found, or an image of it cannot be read."""
+
+
+class ModelError(RecipeError):
+    """A model name, or an argument for its constructor, leads to no model."""
+
+
+class RunError(RecipeError):
+    """An output directory, or the checkpoint in it, does not fit what is asked for."""
+
+
+class LossError(RecipeError):
+    """The loss is no longer a finite number."""

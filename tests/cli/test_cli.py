@@ -1,0 +1,263 @@
+"""The command line: what works, and every bad input as one clear line with exit code 2."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recipes import cli
+from tests.recipes.images import make_folder
+
+NET = """
+from torch import nn
+
+def net(num_classes, in_chans=3):
+    return nn.Sequential(
+        nn.Conv2d(in_chans, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, num_classes),
+    )
+
+def linear(num_classes, in_chans=3):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64 * in_chans, num_classes))
+
+def maps(num_classes, in_chans=3):
+    return nn.Conv2d(in_chans, num_classes, 1)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs in a directory of its own that holds images and networks."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    make_folder(tmp_path / "images")
+    Path("net.py").write_text(NET)
+
+
+def train(*more: str, model: str = "net.py:net", data: str = "folder:images") -> int:
+    """`netaugfx train` as short as it gets; later options win."""
+    return cli.main(
+        [
+            *("train", "--model", model, "--data", data, "--epochs", "1", "--batch-size", "6"),
+            *("--device", "cpu", "--workers", "0", "--out", "run", *more),
+        ]
+    )
+
+
+def fails(capsys: pytest.CaptureFixture[str], code: int, message: str) -> None:
+    """One line of error that matches, exit code 2, no traceback."""
+    error = capsys.readouterr().err
+    assert code == 2, error
+    assert error.count("\n") == 1
+    assert re.fullmatch(f"netaugfx: error: {message}", error.strip()), error
+
+
+@pytest.mark.parametrize("method", ["baseline", "netaug"])
+def test_train(capsys: pytest.CaptureFixture[str], method: str) -> None:
+    assert train("--method", method, "--epochs", "2", "--lr", "0.01") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.match(r"epoch   1/2  lr 0\.0100  train loss \d\.\d+.* top-1 .* val loss", lines[0])
+    assert re.match(r"run/base\.safetensors: top-1 \d+\.\d\d %, top-5 100\.00 %", lines[-1])
+    assert (Path("run") / "base.safetensors").exists()
+    assert json.loads((Path("run") / "config.json").read_text())["config"]["method"] == method
+    assert train("--method", method, "--epochs", "2", "--lr", "0.01", "--resume") == 0
+    assert "resuming after epoch 2 of 2" in capsys.readouterr().out
+
+
+def test_widths_by_kind_and_other_options(capsys: pytest.CaptureFixture[str]) -> None:
+    code = train(
+        *("--method", "netaug", "--factor", "stream=2,inner=2.5", "--diversity", "1"),
+        *("--kinds", "stream", "--samples", "2", "--alpha", "0.5", "--keep", "7"),
+        *("--opt", "adamw", "--lr", "1e-3", "--warmup-epochs", "1", "--no-decay-norms"),
+        *("--image-size", "12", "--channels", "1", "--num-classes", "5"),
+    )
+    assert code == 0, capsys.readouterr().err
+    held = json.loads((Path("run") / "config.json").read_text())
+    assert held["config"]["factor"] == {"stream": 2.0, "inner": 2.5}
+    assert (held["data"]["channels"], held["data"]["image_size"]) == (1, 12)
+    assert held["data"]["num_classes"] == 5
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            {"data": "folder:none"},
+            r"There is no folder none\. Expected class folders in none/train.*",
+        ),
+        ({"data": "digit"}, r"Unknown data 'digit'\. Give digits, folder:PATH, .*"),
+        ({"model": "mobilnetv3_small_050"}, r"timm has no model .*Near: mobilenetv3_small_050.*"),
+        ({"model": "torchvision:resnet19"}, r"torchvision has no model 'resnet19'\. Near: .*"),
+        (
+            {"model": "none.py:net"},
+            r"There is no file none\.py\. Expected path/to/file\.py:function\.",
+        ),
+        ({"model": "net.py:nett"}, r"net\.py has no function 'nett'\. Near: net\."),
+        (
+            {"model": "net.py:maps"},
+            r"net\.py:maps gives \(2, 3, 8, 8\); expected logits \(2, 3\)\.",
+        ),
+        (
+            {"model": "torchvision:alexnet"},
+            r"torchvision:alexnet does not take images of shape \(2, 3, 8, 8\): RuntimeError: .*",
+        ),
+        (
+            ["--method", "netaug", "--factor", "0.5"],
+            r"factor must be a number from 1 on; 0\.5 came.*",
+        ),
+        (["--method", "netaug", "--diversity", "0"], r"diversity must be .* from 1 on; 0 came.*"),
+        (
+            ["--method", "netaug", "--factor", "1"],
+            r"Nothing to augment: no width of kind .* can grow.*",
+        ),
+        (["--method", "netaug", "--keep", "*"], r"Nothing can grow in Sequential: .*"),
+        (
+            ["--method", "netaug", "--keep", "no*"],
+            r"keep: no module matches 'no\*'; modules are .*",
+        ),
+        (["--model-arg", "width=3"], r"net\.py:net cannot be built with .*TypeError: .*'width'"),
+        (["--model-arg", "width"], r"--model-arg expects key=value, got 'width'\."),
+        (["--opt", "sgdd"], r"timm has no optimiser 'sgdd'\. Near: .*sgd.*"),
+        (["--num-classes", "2"], r"folder:images has 3 classes, more than the 2 asked for\."),
+        (
+            ["--out", "images"],
+            r"images holds no run but other files \(.*\)\. Choose another --out\.",
+        ),
+        (["--out", "net.py"], r"net\.py is not a directory\. Choose another --out\."),
+        (["--out", "net.py/run"], r"\[Errno 20\] Not a directory: 'net\.py/run'"),
+        (
+            ["--lr", "1e30", "--epochs", "3"],
+            r"The (validation )?loss is (nan|inf) at step \d+\. Try.*",
+        ),
+    ],
+    ids=str,
+)
+def test_bad_input(
+    capsys: pytest.CaptureFixture[str], more: dict | list, message: str, tmp_path: Path
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    code = train(**more) if isinstance(more, dict) else train(*more)
+    fails(capsys, code, message)
+    if "--lr" not in more:
+        assert [each for each in sorted(tmp_path.rglob("*")) if "__pycache__" not in str(each)] == [
+            each for each in before if "__pycache__" not in str(each)
+        ]
+
+
+def test_a_model_without_widths(capsys: pytest.CaptureFixture[str]) -> None:
+    fails(
+        capsys,
+        train("--method", "netaug", model="net.py:linear"),
+        r"Nothing can grow in Sequential: .*",
+    )
+    assert train(model="net.py:linear") == 0
+
+
+def test_broken_images(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("images/train/dog/0001.png").write_bytes(b"no image")
+    fails(
+        capsys, train(), r"Cannot decode images/train/dog/0001\.png: cannot identify image file .*"
+    )
+    Path("images/train/emu/0002.png").unlink()
+    for each in Path("images/val/emu").iterdir():
+        each.unlink()
+    fails(capsys, train("--out", "new"), r"images/val: .*no valid file for the classes emu.*")
+    assert not Path("new").exists()
+
+
+def test_a_directory_with_another_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train() == 0
+    capsys.readouterr()
+    before = {each.name: each.read_bytes() for each in Path("run").iterdir()}
+    fails(capsys, train(), r"run holds this run already\. Add --resume to go on with it, .*")
+    other = (
+        r"run holds another run: config\.model is 'net.py:net' there and 'net.py:linear' here\..*"
+    )
+    fails(capsys, train("--resume", model="net.py:linear"), other)
+    assert {each.name: each.read_bytes() for each in Path("run").iterdir()} == before
+    checkpoint = Path("run/checkpoint.safetensors")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    fails(
+        capsys, train("--resume"), r"run/checkpoint\.safetensors is truncated or no checkpoint .*"
+    )
+    assert checkpoint.stat().st_size == 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["train", "--data", "digits"], "the following arguments are required: --model"),
+        (["train", "--model", "a", "--data", "b", "--epochs", "0"], "must be at least 1, got 0"),
+        (
+            ["train", "--model", "a", "--data", "b", "--factor", "x"],
+            "invalid number, or NAME=NUMBER",
+        ),
+    ],
+)
+def test_bad_arguments(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as raised:
+        cli.main(arguments)
+    assert raised.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_inspect_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        cli.main(["inspect", "net.py:net", "--image-size", "16", "--num-classes", "7", "--json"])
+        == 0
+    )
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["input_shape"] == [1, 3, 16, 16]
+    assert shown["elastic_share"] == 1.0
+    assert [(each["name"], each["base"], each["choices"]) for each in shown["widths"]] == [
+        ("0", 4, [4, 8, 12]),
+        ("3", 6, [6, 12, 18]),
+    ]
+    assert shown["widths"][1]["layers"] == ["3", "7"]
+    for end, (a, b) in {"base": (4, 6), "largest": (12, 18)}.items():
+        weights = 27 * a + 9 * a * b + 7 * b
+        assert shown[end]["parameters"] == weights + 3 * a + b + 7
+        assert shown[end]["macs"] == 27 * a * 64 + 9 * a * b * 36 + 7 * b
+
+
+def test_inspect_as_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", "net.py:net", "--keep", "7", "--factor", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "net.py:net: 1 widths" in shown
+    assert re.search(r"0 +│ \w+ +│ +4 │ 4 6 8", shown)
+    assert "2 pinned" in shown
+    assert "it is kept by keep='7'" in shown
+    assert "largest subnet" in shown
+
+
+def test_inspect_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
+    code = cli.main(["inspect", "mobilenetv3_smal_050"])
+    fails(capsys, code, r"timm has no model 'mobilenetv3_smal_050'\. Near: mobilenetv3_small_050.*")
+    code = cli.main(["inspect", "net.py:net", "--factor", "0.9"])
+    fails(capsys, code, r"factor must be a number from 1 on; 0\.9 came.*")
+
+
+def test_without_the_extra_it_says_what_to_install() -> None:
+    blocked = "import sys; sys.modules.update(timm=None, rich=None, accelerate=None); "
+    code = "from recipes.cli import main; sys.exit(main(['inspect', 'resnet18']))"
+    done = subprocess.run(
+        [sys.executable, "-c", blocked + code],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.endswith("pip install 'netaugfx[recipes]'\n")
+    assert "timm" in done.stderr
