@@ -1,4 +1,7 @@
-"""What can go wrong, one class each. Every message says what came, what was expected and what to do."""
+"""What can go wrong, one class each.
+
+Every message says what came, what was expected and what to do.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ class PinnedError(NetAugFXError):
 
 
 class GuardError(NetAugFXError):
-    """A value that Python read while tracing has changed, and retracing gives other channel dependencies."""
+    """A value that Python read while tracing has changed, and retracing gives other couplings."""
 
 
 class ExtractError(NetAugFXError):

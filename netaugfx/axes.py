@@ -1,0 +1,359 @@
+"""Channel types: an axis is a concatenation of segments, a segment a product of factors, a factor a number or a width.
+
+A flattened 7x7 feature map has the axis `w x 49`, a dense block's input `w1 + w2 + w3`, a shuffled map `w x 2`.
+Inference works on variables (`Var`) and unifies them as type inference does; what it leaves behind are plain
+axes, whose factors are integers and width names, and which are evaluated at a config by `size` and `Extent`.
+
+Source: Robinson, A Machine-Oriented Logic Based on the Resolution Principle, 1965 (unification); here over
+sequences of products, where a variable may also be cut into a sum or refined into a product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import gcd, prod
+
+Factor = int | str
+Segment = tuple[Factor, ...]  # factors from the outermost to the innermost; one of them at most is a width
+Axis = tuple[Segment, ...]
+MAX_SEGMENTS = 256  # beyond this an interleaved axis is pinned instead of spelt out
+
+
+def size(axis: Axis, sizes: Mapping[str, int]) -> int:
+    """Return the length of `axis` where every width has the size that `sizes` gives it."""
+    return sum(prod(sizes[f] if isinstance(f, str) else f for f in segment) for segment in axis)
+
+
+def widths_of(axis: Axis) -> Iterator[str]:
+    """Yield the widths that occur in `axis`, in order, with repetition."""
+    return (f for segment in axis for f in segment if isinstance(f, str))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A contiguous stretch of an axis at a config: `length` elements, of the base or new, from `start` on."""
+
+    new: bool
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Extent:
+    """An elastic axis at one config, beside its base and its largest form.
+
+    Args (fields):
+        runs: The axis at the config as stretches of base elements and of new elements, each numbered apart.
+        full: The axis at the config as `(start, length)` stretches of its largest form.
+        base: The number of base elements; `new`: the number of new ones in the largest form.
+    """
+
+    runs: tuple[Run, ...]
+    full: tuple[tuple[int, int], ...]
+    base: int
+    new: int
+
+    @property
+    def length(self) -> int:
+        return sum(run.length for run in self.runs)
+
+    @property
+    def at_base(self) -> bool:
+        return not any(run.new for run in self.runs)
+
+    def base_positions(self) -> list[int]:
+        """Return the positions that base elements have in the axis at this config, in base order."""
+        positions: list[int] = []
+        here = 0
+        for run in self.runs:
+            if not run.new:
+                positions.extend(range(here, here + run.length))
+            here += run.length
+        return positions
+
+
+def extent(
+    axis: Axis, base: Mapping[str, int], config: Mapping[str, int], largest: Mapping[str, int]
+) -> Extent:
+    """Lay out `axis` at `config`: segment by segment, and within a segment outer factor by outer factor."""
+    runs: list[Run] = []
+    full: list[tuple[int, int]] = []
+    base_at = new_at = full_at = 0
+    for segment in axis:
+        at = next((i for i, f in enumerate(segment) if isinstance(f, str)), None)
+        if at is None:
+            n = size((segment,), {})
+            _add(runs, False, base_at, n)
+            _join(full, full_at, n)
+            base_at, full_at = base_at + n, full_at + n
+            continue
+        name = segment[at]
+        assert isinstance(name, str)
+        outer = size((segment[:at],), {})
+        inner = size((segment[at + 1 :],), {})
+        b, c, m = base[name] * inner, config[name] * inner, largest[name] * inner
+        for _ in range(outer):
+            _add(runs, False, base_at, b)
+            _add(runs, True, new_at, c - b)
+            _join(full, full_at, c)
+            base_at, new_at, full_at = base_at + b, new_at + m - b, full_at + m
+    return Extent(tuple(runs), tuple(full), base_at, new_at)
+
+
+def _add(runs: list[Run], new: bool, start: int, length: int) -> None:
+    if length == 0:
+        return
+    if runs and runs[-1].new == new and runs[-1].start + runs[-1].length == start:
+        runs[-1] = Run(new, runs[-1].start, runs[-1].length + length)
+    else:
+        runs.append(Run(new, start, length))
+
+
+def _join(full: list[tuple[int, int]], start: int, length: int) -> None:
+    if full and sum(full[-1]) == start:
+        full[-1] = (full[-1][0], full[-1][1] + length)
+    else:
+        full.append((start, length))
+
+
+# ------------------------------------------------------------------------------------------------ inference
+
+
+class Var:
+    """A size that inference has to find: free, bound to an axis of other variables, or pinned."""
+
+    __slots__ = ("bound", "order", "reason", "size")
+    count = 0
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.bound: OpenAxis | None = None
+        self.reason: str | None = None  # why it is pinned
+        Var.count += 1
+        self.order = Var.count
+
+    def __repr__(self) -> str:
+        return f"{'!' if self.reason else ''}v{self.order}:{self.size}"
+
+
+OpenFactor = int | Var
+OpenSegment = tuple[OpenFactor, ...]
+OpenAxis = tuple[OpenSegment, ...]
+
+
+def fixed(n: int) -> OpenAxis:
+    """An axis of `n` elements that is nobody's width."""
+    return ((n,),)
+
+
+def free(n: int) -> OpenAxis:
+    """An axis that is one new variable."""
+    return ((Var(n),),)
+
+
+def length(axis: OpenAxis) -> int:
+    """Return the length of `axis` in the base."""
+    return sum(_length(segment) for segment in axis)
+
+
+def _length(segment: OpenSegment) -> int:
+    return prod(f if isinstance(f, int) else f.size for f in segment)
+
+
+def variables(axis: OpenAxis) -> list[Var]:
+    """Return the variables of a resolved `axis`, pinned ones included."""
+    return [f for segment in axis for f in segment if isinstance(f, Var)]
+
+
+def elastic(axis: OpenAxis) -> bool:
+    """Return whether `axis` holds a variable that may grow."""
+    return any(v.reason is None for v in variables(resolve(axis)))
+
+
+def pin(axis: OpenAxis, reason: str) -> None:
+    """Pin every variable of `axis`; a variable keeps the first reason that it was given."""
+    for v in variables(resolve(axis)):
+        if v.reason is None:
+            v.reason = reason
+
+
+def times(outer: int, axis: OpenAxis, inner: int) -> OpenAxis:
+    """Return the axis that merging `[outer, axis, inner]` into one gives."""
+    segments = tuple((*segment, inner) for segment in resolve(axis))
+    if outer == 1:
+        return resolve(segments)
+    if len(segments) == 1:
+        return resolve(((outer, *segments[0]),))
+    if outer * len(segments) <= MAX_SEGMENTS:
+        return resolve(segments * outer)
+    pin(axis, f"it is interleaved {outer} times in a merged axis")
+    return fixed(outer * length(axis) * inner)
+
+
+def resolve(axis: OpenAxis) -> OpenAxis:
+    """Return `axis` with bound variables replaced, sums distributed and numbers multiplied out."""
+    segments: list[OpenSegment] = []
+    for segment in axis:
+        segments.extend(_resolve(segment))
+    merged: list[OpenSegment] = []
+    for segment in segments:
+        if merged and len(segment) == 1 == len(merged[-1]):
+            last, this = merged[-1][0], segment[0]
+            if isinstance(last, int) and isinstance(this, int):
+                merged[-1] = (last + this,)
+                continue
+        merged.append(segment)
+    return tuple(merged)
+
+
+def _resolve(segment: OpenSegment) -> list[OpenSegment]:
+    done: list[OpenFactor] = []
+    for i, factor in enumerate(segment):
+        if isinstance(factor, int):
+            _times(done, factor)
+            continue
+        if factor.bound is None:
+            done.append(factor)
+            continue
+        parts = resolve(factor.bound)
+        rest = segment[i + 1 :]
+        if len(parts) == 1:
+            return _resolve((*done, *parts[0], *rest))
+        inner = [s for part in parts for s in _resolve((*part, *rest))]
+        for v in (f for f in done if isinstance(f, Var)):
+            v.reason = v.reason or "it multiplies a concatenation"
+        outer = prod(f if isinstance(f, int) else f.size for f in done)
+        if outer * len(inner) > MAX_SEGMENTS:
+            for s in inner:
+                pin((s,), f"it is interleaved {outer} times in a merged axis")
+            return [(_length(segment),)]
+        return inner * outer
+    loose = [f for f in done if isinstance(f, Var) and f.reason is None]
+    for v in loose[:-1]:
+        v.reason = "it multiplies another width, and only one factor of a product can grow"
+    return [tuple(done) or (1,)]
+
+
+def _times(factors: list[OpenFactor], n: int) -> None:
+    if n == 1:
+        return
+    if factors and isinstance(factors[-1], int):
+        factors[-1] = factors[-1] * n
+    else:
+        factors.append(n)
+
+
+def unify(a: OpenAxis, b: OpenAxis, reason: str) -> None:
+    """Make `a` and `b` the same axis, by binding variables; what cannot be made the same is pinned for `reason`."""
+    a, b = resolve(a), resolve(b)
+    while a and b:
+        x, y = a[0], b[0]
+        if x == y:
+            a, b = a[1:], b[1:]
+            continue
+        if _length(x) == _length(y):
+            _match(x, y, reason)
+            a, b = resolve(a[1:]), resolve(b[1:])
+        elif _length(x) < _length(y):
+            b = resolve((*_cut(y, _length(x), reason), *b[1:]))
+            a = resolve(a)
+            b = _unmerge(b, _length(a[0]))
+        else:
+            a = resolve((*_cut(x, _length(y), reason), *a[1:]))
+            b = resolve(b)
+            a = _unmerge(a, _length(b[0]))
+
+
+def _unmerge(axis: OpenAxis, n: int) -> OpenAxis:
+    """Undo the joining of plain numbers, so that the first segment ends at `n` again."""
+    first = axis[0]
+    if len(first) == 1 and isinstance(first[0], int) and first[0] > n:
+        return ((n,), (first[0] - n,), *axis[1:])
+    return axis
+
+
+def _cut(segment: OpenSegment, n: int, reason: str) -> OpenAxis:
+    """Cut `segment` behind its first `n` elements; a cut inside a variable splits it in two."""
+    outer, inner = segment[0], segment[1:]
+    step = _length(inner)
+    if isinstance(outer, Var):
+        if n % step:
+            pin((segment,), reason)
+            return ((n,), (_length(segment) - n,))
+        head, tail = Var(n // step), Var(outer.size - n // step)
+        head.reason = tail.reason = outer.reason
+        outer.bound = ((head,), (tail,))
+        return ((head, *inner), (tail, *inner))
+    if not inner:
+        return ((n,), (outer - n,))
+    whole, part = divmod(n, step)
+    middle = _cut(inner, part, reason) if part else ()
+    last = outer - whole - bool(part)
+    return (*(((whole, *inner),) if whole else ()), *middle, *(((last, *inner),) if last else ()))
+
+
+def _match(x: OpenSegment, y: OpenSegment, reason: str) -> None:
+    """Unify two segments of the same length, factor by factor from the outermost on."""
+    while x and y:
+        f, g = x[0], y[0]
+        if len(x) == 1 and len(y) == 1:
+            _bind(f, g, reason)
+            return
+        if isinstance(f, Var) and len(x) == 1 and f not in y and not _fixed(y):
+            _define(f, y)
+            return
+        if isinstance(g, Var) and len(y) == 1 and g not in x and not _fixed(x):
+            _define(g, x)
+            return
+        m, n = (h if isinstance(h, int) else h.size for h in (f, g))
+        if m == n:
+            _bind(f, g, reason)
+            x, y = x[1:], y[1:]
+            continue
+        d = gcd(m, n)
+        if d not in (m, n):
+            break
+        x, y = _divide(x, d, reason), _divide(y, d, reason)
+        x, y = x[1:], y[1:]
+    pin((x,) if x else (), reason)
+    pin((y,) if y else (), reason)
+
+
+def _divide(segment: OpenSegment, d: int, reason: str) -> OpenSegment:
+    """Write the outermost factor of `segment` as `d` times the rest."""
+    f = segment[0]
+    if isinstance(f, int):
+        return (d, f // d, *segment[1:]) if f != d else segment
+    if f.size == d or f.reason is not None:
+        f.reason = f.reason or reason
+        return (d, f.size // d, *segment[1:]) if f.size != d else (d, *segment[1:])
+    inner = Var(f.size // d)
+    f.bound = ((d, inner),)
+    return (d, inner, *segment[1:])
+
+
+def _fixed(segment: OpenSegment) -> bool:
+    return all(isinstance(f, int) or f.reason is not None for f in segment)
+
+
+def _define(v: Var, segment: OpenSegment) -> None:
+    if v.reason is not None:
+        pin((segment,), v.reason)
+    v.bound = (segment,)
+
+
+def _bind(f: OpenFactor, g: OpenFactor, reason: str) -> None:
+    """Unify two factors of the same size."""
+    if f is g:
+        return
+    if isinstance(f, int) and isinstance(g, int):
+        return
+    if isinstance(f, int) or isinstance(g, int):
+        v = f if isinstance(f, Var) else g
+        assert isinstance(v, Var)
+        v.reason = v.reason or reason
+        return
+    first, second = (f, g) if f.order < g.order else (g, f)
+    first.reason = first.reason or second.reason
+    second.bound = ((first,),)

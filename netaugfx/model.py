@@ -1,0 +1,342 @@
+"""WideModel: the base as itself, its blocks beside it, and a rewritten graph for wider subnets."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .blocks import Rooms
+from .errors import ConfigError, GuardError
+from .infer import infer
+from .plan import KINDS, Config, Plan, Width
+from .rewrite import Bound, Program, rewrite
+from .rules import is_leaf
+from .trace import Inputs, Traced, trace
+
+BOUND_CONFIGS = 64  # how many configs keep their layouts
+
+
+class WideModel(nn.Module):
+    """A model whose widths can grow, made by `widen`.
+
+    At rest it is the base: `wide(x)` runs the base's own forward, with its hooks, and has its attributes.
+    `wide.at(config)(x)` runs the subnet at a config. The base's Parameters keep their names; what wider subnets
+    add lies in one child, `augmented`.
+
+    Attributes:
+        base: The base, a copy of the user's model of the same class; it shares all of its Parameters with this.
+        example: Positional and keyword arguments of a forward, on the meta device: the shapes that were planned for.
+        plan: What grows; `widths` and `pinned` are its widths by name, and the reasons of those that do not grow.
+    """
+
+    base: nn.Module
+    plan: Plan
+    example: tuple[tuple[Any, ...], dict[str, Any]]
+    rooms: Rooms
+
+    def __init__(
+        self, base: nn.Module, plan: Plan, rooms: Rooms, example: tuple[Any, Any], seed: int
+    ) -> None:
+        super().__init__()
+        self.room = next(
+            name for name in _reserved() if name not in base._modules and not hasattr(base, name)
+        )
+        # the same dictionaries, so that .to(), load_state_dict() and the like reach the base
+        self._parameters = base._parameters
+        self._buffers = base._buffers
+        self._non_persistent_buffers_set = base._non_persistent_buffers_set
+        self._modules = {**base._modules, self.room: rooms}
+        self.__dict__["base"] = base
+        self.plan = plan
+        self.training = base.training
+        self.__dict__["rooms"] = rooms
+        self.__dict__["example"] = example
+        self._active: Config | None = None
+        self.statistics: dict[Config, dict[str, Tensor]] = {}
+        self._generator_state = torch.Generator().manual_seed(seed).get_state()
+        self._forget()
+
+    # ------------------------------------------------------------------------------------------- at rest
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the base, or the subnet of the `with wide.at(config)` block that this call stands in."""
+        config = self._active
+        if config is None:
+            return self.base(*args, **kwargs)
+        return self.run(config, args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            base = self.__dict__.get("base")
+            if base is None:
+                raise
+            return getattr(base, name)
+
+    def train(self, mode: bool = True) -> WideModel:
+        """Set training mode as the base's own `train` does."""
+        self.base.train(mode)
+        self.rooms.train(mode)
+        self.training = self.base.training
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        for name in ("_programs", "_found", "_bound"):
+            state.pop(name, None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._programs: dict[tuple[bool, ...], list[Program]] = {}
+        self._found: dict[Any, Program] = {}
+        self._bound: dict[tuple[int, Config], Bound] = {}
+
+    def load_base(self, state_dict: Mapping[str, Any]) -> None:
+        """Load the base's Parameters and buffers from a checkpoint of the user's model, strictly.
+
+        Raises:
+            RuntimeError: As `nn.Module.load_state_dict` does, for missing, unexpected or misshapen entries.
+        """
+        self.base.load_state_dict(state_dict, strict=True)
+        self.statistics.clear()
+
+    # ------------------------------------------------------------------------------------------ the plan
+
+    @property
+    def widths(self) -> Mapping[str, Width]:
+        """The elastic widths by name."""
+        return self.plan.by_name
+
+    @property
+    def pinned(self) -> Mapping[str, str]:
+        """The widths that stay at their base size, with the reasons."""
+        return self.plan.pinned
+
+    @property
+    def elastic_share(self) -> float:
+        """Elastic output channels of convolution and linear layers over all, network outputs left out."""
+        return self.plan.elastic_share
+
+    @property
+    def base_config(self) -> Config:
+        """Every width at its base size."""
+        return self.plan.base_config
+
+    @property
+    def max_config(self) -> Config:
+        """Every width at its largest choice."""
+        return self.plan.max_config
+
+    def named_base_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the base's Parameters with the names that they have in the user's model."""
+        return self.base.named_parameters()
+
+    def base_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the base's Parameters."""
+        return self.base.parameters()
+
+    def named_augmented_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the blocks, which extraction drops, with their names in this module."""
+        return self.rooms.named_parameters(prefix=self.room)
+
+    def augmented_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the blocks, which extraction drops."""
+        return self.rooms.parameters()
+
+    # ----------------------------------------------------------------------------------------- subnets
+
+    def at(self, config: Mapping[str, int]) -> Subnet:
+        """Return the subnet at `config`, a callable that shares the weights; widths left out are at base size.
+
+        Also a context manager, `with wide.at(config): ddp(x)`: a forward that is entered inside runs the subnet.
+
+        Raises:
+            ConfigError: An unknown width, or a size that is not one of its choices.
+        """
+        return Subnet(self, self.plan.config(config))
+
+    def sample(
+        self, generator: torch.Generator | None = None, kinds: Iterable[str] = KINDS
+    ) -> Config:
+        """Draw a config: every width of `kinds` uniformly among its choices, the others at base size.
+
+        Args:
+            generator: Where randomness comes from; without one, the model's own, seeded by `widen`. The global
+                random state is not used.
+            kinds: `stream`, `inner`, or both.
+
+        Raises:
+            ConfigError: An unknown kind.
+        """
+        kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+        for kind in kinds:
+            if kind not in KINDS:
+                raise ConfigError(f"No width has the kind {kind!r}; kinds are {' and '.join(KINDS)}.")
+        own = generator is None
+        if generator is None:
+            generator = torch.Generator()
+            generator.set_state(self._generator_state)
+        draws = torch.rand(len(self.plan.widths), generator=generator, device=generator.device).tolist()
+        if own:
+            self._generator_state = generator.get_state()
+        return Config(
+            {
+                w.name: w.choices[int(u * len(w.choices))] if w.kind in kinds else w.base
+                for w, u in zip(self.plan.widths, draws, strict=True)
+            }
+        )
+
+    def run(self, config: Config, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run the subnet at a whole config on the arguments of a forward."""
+        if config == self.plan.base_config:
+            return self.base(*args, **kwargs)
+        program, inputs = self.program(args, kwargs)
+        return program.run(self.bound(program, config), *inputs.tensors)
+
+    def bound(self, program: Program, config: Config) -> Bound:
+        """Return the layouts of `config` for a program, from the cache where they are."""
+        key = (id(program), config)
+        found = self._bound.get(key)
+        if found is None:
+            while len(self._bound) >= BOUND_CONFIGS:
+                self._bound.pop(next(iter(self._bound)))
+            found = Bound(
+                program, self.plan, config, self.base, self.rooms, self.statistics.get(config)
+            )
+            self._bound[key] = found
+        return found
+
+    def program(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Program, Inputs]:
+        """Return the rewritten graph for these inputs and the train and eval flags as they stand.
+
+        A graph is traced once, and again where a value that Python read while tracing has changed.
+
+        Raises:
+            InputError: The inputs do not fit the model.
+            GuardError: The new graph couples channels otherwise than the plan.
+        """
+        inputs = Inputs.of(self.base, args, kwargs)
+        flags = tuple(m.training for m in self.base.modules())
+        key = (flags, inputs.key)
+        program = self._found.get(key)
+        if program is None:
+            same = self._programs.setdefault(flags, [])
+            program = next((p for p in same if p.traced.matches(args, kwargs)), None)
+            if program is None:
+                program = self._rewritten(trace(self.base, args, kwargs, is_leaf=is_leaf))
+                same.append(program)
+            self._found[key] = program
+        return program, inputs
+
+    def _rewritten(self, traced: Traced) -> Program:
+        _, (typing,) = infer([traced], plan=self.plan)
+        return rewrite(traced, typing, self.plan)
+
+    def adopt(self, program: Program) -> None:
+        """Take a program that was traced on this model as it stands."""
+        self._programs.setdefault(
+            tuple(m.training for m in program.traced.root.modules()), []
+        ).append(program)
+
+    def recalibrate(self, config: Mapping[str, int], batches: Iterable[Any]) -> None:
+        """Give the subnet at `config` batch-norm statistics of its own, the mean over `batches`.
+
+        They are used by `wide.at(config)` in eval mode, and by `extract`, until `load_base` or another
+        recalibration of the same config. The base's statistics are not touched.
+
+        Args:
+            batches: Inputs of the forward: a tensor, a tuple of positional arguments, or a dict of keyword ones.
+
+        Raises:
+            ConfigError: As `at`.
+        """
+        from .contract import extract
+
+        config = self.plan.config(config)
+        network = extract(self, config)
+        norms = {
+            name: m
+            for name, m in network.named_modules()
+            if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+        }
+        network.eval()
+        for m in norms.values():
+            m.reset_running_stats()
+            m.momentum = None
+            m.train()
+        seen = 0
+        with torch.no_grad():
+            for batch in batches:
+                args, kwargs = arguments(batch)
+                network(*args, **kwargs)
+                seen += 1
+        if not seen:
+            raise ConfigError("recalibrate: no batches came; give at least one.")
+        self.statistics[config] = {
+            f"{name}.{leaf}": getattr(m, leaf).detach().clone()
+            for name, m in norms.items()
+            for leaf in ("running_mean", "running_var")
+        }
+        self._bound = {key: b for key, b in self._bound.items() if key[1] != config}
+
+    def macs(self, config: Mapping[str, int], input_shape: tuple[int, ...] | None = None) -> int:
+        """Return the multiply-accumulates of one forward at `config`, as `torch.utils.flop_counter` counts them.
+
+        Args:
+            input_shape: The shape of the input, batch included, for a model with one tensor input; else the
+                example's, with a batch of one.
+        """
+        from .contract import macs
+
+        return macs(self, self.plan.config(config), input_shape)
+
+
+class Subnet:
+    """The subnet of a WideModel at one config, fixed when it was made; it shares the weights."""
+
+    def __init__(self, wide: WideModel, config: Config) -> None:
+        self.wide = wide
+        self.config = config
+        self._outer: list[Config | None] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.wide.run(self.config, args, kwargs)
+
+    def __enter__(self) -> Subnet:
+        self._outer.append(self.wide._active)
+        self.wide._active = self.config
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wide._active = self._outer.pop()
+
+    def __repr__(self) -> str:
+        return f"Subnet({self.config})"
+
+
+def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return a batch as positional and keyword arguments: a dict is the latter, a tuple or list the former."""
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    if isinstance(batch, tuple | list):
+        return tuple(batch), {}
+    return (batch,), {}
+
+
+def _reserved() -> Iterator[str]:
+    name = "augmented"
+    while True:
+        yield name
+        name += "_"
+
+
+__all__ = ["GuardError", "Subnet", "WideModel", "arguments", "copy"]

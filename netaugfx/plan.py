@@ -1,0 +1,285 @@
+"""What grows: widths, their choices, and the axes of every Parameter as functions of them. Frozen, printable, JSON."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
+from functools import cached_property
+from math import prod
+from types import MappingProxyType
+from typing import Any
+
+from .axes import Axis, size
+from .errors import ConfigError, PlanError
+
+KINDS = ("stream", "inner")
+
+
+class Config(Mapping[str, int]):
+    """A frozen, hashable mapping from every width name of a plan to a size in channels."""
+
+    __slots__ = ("_hash", "_sizes")
+
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        self._sizes = dict(sizes)
+        self._hash = hash(tuple(self._sizes.items()))
+
+    def __getitem__(self, name: str) -> int:
+        return self._sizes[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sizes)
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mapping) and self._sizes == dict(other)
+
+    def __repr__(self) -> str:
+        return f"Config({self._sizes})"
+
+    def __reduce__(self) -> tuple[type[Config], tuple[dict[str, int]]]:
+        return Config, (self._sizes,)
+
+
+@dataclass(frozen=True)
+class Width:
+    """One decision variable: the channel axes that must grow together.
+
+    Args (fields):
+        name: The first producer's module path, with a segment index where one layer feeds several widths.
+        base: Channels in the base.
+        choices: Sizes in channels that a config may give it, ascending, the base first.
+        kind: `inner` (within one block, and not its output) or `stream`.
+        permutable: Whether its channels may be put in any order without changing what a subnet computes.
+        layers: The layers one of whose axes it spans, in graph order.
+    """
+
+    name: str
+    base: int
+    choices: tuple[int, ...]
+    kind: str
+    permutable: bool
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which widths a model has, which of them are pinned and why, and where they lie in its Parameters.
+
+    Args (fields):
+        widths: The elastic widths in graph order.
+        pinned: Width name -> why it stays at its base size.
+        axes: Parameter or buffer name -> its elastic form, an `Axis` per dimension; plain tensors are left out.
+        contracted: Parameter name -> the axes that an operator sums over (its inputs).
+        fills: Buffer name -> the value of new elements, where the operator fixes it (batch norm: 0 and 1).
+        opaque: Module path -> why it was left as it is.
+        elastic_share: Elastic output channels of convolution and linear layers over all of their output
+            channels, those of the network's outputs left out; 1.0 where there are none.
+    """
+
+    widths: tuple[Width, ...]
+    pinned: Mapping[str, str]
+    axes: Mapping[str, tuple[Axis, ...]]
+    contracted: Mapping[str, tuple[int, ...]]
+    fills: Mapping[str, float]
+    opaque: Mapping[str, str]
+    elastic_share: float
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Plan.from_json, (self.to_json(),)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
+        return self
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Width]:
+        return MappingProxyType({w.name: w for w in self.widths})
+
+    @cached_property
+    def base_config(self) -> Config:
+        """Every width at its base size."""
+        return Config({w.name: w.base for w in self.widths})
+
+    @cached_property
+    def max_config(self) -> Config:
+        """Every width at its largest choice."""
+        return Config({w.name: w.choices[-1] for w in self.widths})
+
+    @cached_property
+    def augmented_elements(self) -> int:
+        """How many numbers the blocks hold that `widen` would allocate; times 4 they are bytes in float32."""
+        return sum(
+            prod(size(axis, self.max_config) for axis in axes)
+            - prod(size(axis, self.base_config) for axis in axes)
+            for name, axes in self.axes.items()
+            if name not in self.fills
+        )
+
+    def config(self, sizes: Mapping[str, int]) -> Config:
+        """Return `sizes` as a whole config: widths that it leaves out are at their base size.
+
+        Raises:
+            ConfigError: An unknown width, or a size that is not one of its choices.
+        """
+        if isinstance(sizes, Config) and sizes._sizes.keys() == self.base_config._sizes.keys():
+            if all(sizes[w.name] in w.choices for w in self.widths):
+                return sizes
+        whole = dict(self.base_config)
+        for name, n in sizes.items():
+            if name not in whole:
+                near = difflib.get_close_matches(str(name), whole, 3)
+                hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+                why = f" (it is pinned: {self.pinned[name]})" if name in self.pinned else ""
+                raise ConfigError(f"No width is called {name!r}{why}{hint or '; see describe(plan).'}")
+            if n not in self.by_name[name].choices:
+                choices = ", ".join(map(str, self.by_name[name].choices))
+                raise ConfigError(f"Width {name!r} cannot be {n!r}: its choices are {choices}.")
+            whole[name] = int(n)
+        return Config(whole)
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """Return the plan as JSON text; `Plan.from_json` is its inverse."""
+        return json.dumps(asdict(self), indent=indent)
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """Return the plan that `Plan.to_json` wrote.
+
+        Raises:
+            PlanError: The text is no plan.
+        """
+        try:
+            raw = json.loads(text)
+            return Plan(
+                widths=tuple(
+                    Width(**{**w, "choices": tuple(w["choices"]), "layers": tuple(w["layers"])})
+                    for w in raw["widths"]
+                ),
+                axes={
+                    name: tuple(tuple(tuple(s) for s in axis) for axis in axes)
+                    for name, axes in raw["axes"].items()
+                },
+                contracted={name: tuple(axes) for name, axes in raw["contracted"].items()},
+                **{k: raw[k] for k in ("pinned", "fills", "opaque", "elastic_share")},
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise PlanError(f"Not a plan: {error!r}. Expected the text of Plan.to_json().") from error
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.widths)} widths, elastic share {self.elastic_share:.3f}"]
+        for w in self.widths:
+            lines.append(
+                f"  {w.name}: {w.kind}, {' '.join(map(str, w.choices))}; {', '.join(w.layers)}"
+            )
+        lines += [f"  {name}: pinned, {reason}" for name, reason in self.pinned.items()]
+        lines += [f"  {path}: opaque, {reason}" for path, reason in self.opaque.items()]
+        return "\n".join(lines)
+
+
+Amount = float | Mapping[str, Any]
+
+
+def with_choices(
+    plan: Plan,
+    *,
+    factor: Amount = 3.0,
+    diversity: Amount = 2,
+    choices: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
+    max_config: Mapping[str, int] | None = None,
+    divisor: int = 1,
+) -> Plan:
+    """Return `plan` with sizes for every width to choose from.
+
+    A width w gets w, then `diversity` sizes linearly spaced up to `factor` * w, each rounded to a multiple of
+    `divisor`; factor 3 and diversity 2 give w, 2w, 3w.
+
+    Args:
+        factor, diversity: A number, or a mapping from a kind or a width-name glob to one (the name wins over
+            the kind; what no key covers has the default, 3.0 and 2).
+        choices: Ratios (floats) or sizes (ints) outright, or a mapping likewise; it wins over the factor.
+        max_config: The largest size of each width; widths that it leaves out do not grow.
+        divisor: Sizes above the base are rounded to the nearest multiple of it that is not below the base.
+
+    Raises:
+        PlanError: factor < 1, diversity < 1, a choice below the base, or a key that covers nothing.
+        ConfigError: `max_config` names an unknown width.
+
+    Source: Cai, Gan, Lin, Han, Network Augmentation for Tiny Deep Learning, ICLR 2022, section 3.2.
+    """
+    if not isinstance(divisor, int) or divisor < 1:
+        raise PlanError(f"divisor must be a whole number from 1 on; {divisor!r} came.")
+    for value in (factor, diversity, choices):
+        if isinstance(value, Mapping):
+            _check_keys(plan, value)
+    if max_config is not None:
+        _check_largest(plan, max_config)
+    widths = []
+    for width in plan.widths:
+        explicit = _pick(choices, width, None) if isinstance(choices, Mapping) else choices
+        if explicit is not None:
+            sizes = [_explicit(width, c) for c in explicit]
+        else:
+            r, s = _pick(factor, width, 3.0), _pick(diversity, width, 2)
+            if max_config is not None:
+                r = max_config.get(width.name, width.base) / width.base
+            if not isinstance(r, int | float) or not r >= 1 or r == float("inf"):
+                raise PlanError(f"factor must be a number from 1 on; {r!r} came for {width.name!r}.")
+            if not isinstance(s, int) or s < 1:
+                raise PlanError(f"diversity must be a whole number from 1 on; {s!r} came.")
+            step = (r - 1) / s
+            sizes = [_rounded(width.base * (1 + i * step), width.base, divisor) for i in range(1, s + 1)]
+            if max_config is not None and r > 1:
+                sizes = [*(n for n in sizes if n < max_config[width.name]), max_config[width.name]]
+        widths.append(replace(width, choices=tuple(sorted({width.base, *sizes}))))
+    return replace(plan, widths=tuple(widths))
+
+
+def _rounded(n: float, base: int, divisor: int) -> int:
+    rounded = int(n / divisor + 0.5) * divisor
+    return rounded if rounded >= base else rounded + -(-(base - rounded) // divisor) * divisor
+
+
+def _explicit(width: Width, choice: float) -> int:
+    n = choice if isinstance(choice, int) else round(choice * width.base)
+    if n < width.base:
+        hint = " (whole numbers are sizes; write 2.0 for a ratio)" if isinstance(choice, int) else ""
+        raise PlanError(
+            f"choices: {choice!r} is below the base size {width.base} of {width.name!r}{hint}."
+        )
+    return n
+
+
+def _pick(value: Any, width: Width, default: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    for key, v in value.items():
+        if key not in KINDS and fnmatchcase(width.name, key):
+            return v
+    return value.get(width.kind, default)
+
+
+def _check_keys(plan: Plan, value: Mapping[str, Any]) -> None:
+    for key in value:
+        if key not in KINDS and not any(fnmatchcase(w.name, key) for w in plan.widths):
+            raise PlanError(
+                f"{key!r} is neither a kind ('stream', 'inner') nor does it match a width; see describe(plan)."
+            )
+
+
+def _check_largest(plan: Plan, sizes: Mapping[str, int]) -> None:
+    for name, n in sizes.items():
+        if name not in plan.by_name:
+            near = difflib.get_close_matches(name, plan.by_name, 3)
+            raise ConfigError(f"max_config: no width is called {name!r}; near names: {near}.")
+        if not isinstance(n, int) or n < plan.by_name[name].base:
+            raise ConfigError(
+                f"max_config: {name!r} cannot be {n!r}; its base is {plan.by_name[name].base}."
+            )

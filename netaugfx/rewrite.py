@@ -1,0 +1,297 @@
+"""(graph, Plan) -> graph at a config: elastic operators, and expressions of the config where channel counts stood.
+
+The rewritten graph is one for all configs. Its first placeholder `bound` is the config with everything that depends on
+it alone worked out beforehand; every other node is a plain function. Nodes that stand for a node of the traced graph
+say so in `meta["origin"]`, so that `contract` is the inverse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
+
+from .axes import Axis, Extent, size
+from .blocks import Rooms, Source
+from .infer import Typing
+from .plan import Config, Plan
+from .rules import Call, Path, Ref, layer_of, rule_of
+from .rules.norm import SUBNET_FORMS
+from .trace import Traced
+
+
+@dataclass(frozen=True)
+class Site:
+    """A Parameter or buffer that the graph reads: its name, and whether the graph may write to what it gets."""
+
+    name: str
+    private: bool = False
+
+
+@dataclass
+class Program:
+    """A traced graph, rewritten.
+
+    Args (fields):
+        traced, typing: The graph of the base and its channel types.
+        graph: The rewritten graph; `run(bound, *inputs)` is its code.
+        sites: What `tensor(bound, i)` reads; `sizes`: the axes whose lengths `count(bound, i)` returns;
+            `modules`: the paths that `submodule(bound, i)` calls.
+    """
+
+    traced: Traced
+    typing: Typing
+    graph: fx.Graph
+    sites: list[Site] = field(default_factory=list)
+    sizes: list[Axis] = field(default_factory=list)
+    modules: list[str] = field(default_factory=list)
+    run: Callable[..., Any] = lambda *_: None
+
+
+class Bound:
+    """A config bound to a program, a base and its blocks: what a rewritten graph's first placeholder is.
+
+    Layouts and counts are worked out once; tensors are read anew at every pass.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        plan: Plan,
+        config: Config,
+        base: nn.Module,
+        rooms: Rooms,
+        statistics: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        cache: dict[Axis, Extent] = {}
+        self.counts = [size(axis, config) for axis in program.sizes]
+        self.modules = [base.get_submodule(path) for path in program.modules]
+        self.constants = program.traced.constants
+        self.device = next((p.device for p in base.parameters()), torch.device("cpu"))
+        self.sources: list[Callable[[], Tensor | None]] = []
+        for site in program.sites:
+            source: Callable[[], Tensor | None] = Source(site.name, plan, config, base, rooms, cache)
+            if statistics is not None and site.name in statistics:
+                source = partial(statistics.get, site.name)
+            self.sources.append(partial(_copy, source) if site.private else source)
+
+    def tensor(self, i: int) -> Tensor | None:
+        """Return the Parameter or buffer of site `i` at this config."""
+        return self.sources[i]()
+
+
+def _copy(source: Callable[[], Tensor | None]) -> Tensor | None:
+    value = source()
+    return None if value is None else value.clone()
+
+
+def tensor(bound: Bound, i: int) -> Tensor | None:
+    """A Parameter or buffer at the config."""
+    return bound.tensor(i)
+
+
+def count(bound: Bound, i: int, original: Any) -> int:
+    """A channel count at the config, where `original` stood."""
+    return bound.counts[i]
+
+
+def constant(bound: Bound, name: str) -> Tensor:
+    """A tensor that the forward made while it was traced."""
+    return bound.constants[name].to(bound.device)
+
+
+def submodule(bound: Bound, i: int, *args: Any, **kwargs: Any) -> Any:
+    """A module without Parameters of its own; its hooks belong to the base and are not run."""
+    return bound.modules[i].forward(*args, **kwargs)
+
+
+def opaque(bound: Bound, i: int, tensors: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+    """A module called as it is, but for the given tensors, on copies of its buffers."""
+    module = bound.modules[i]
+    copies = {name: b.clone() for name, b in module.named_buffers()}
+    return torch.func.functional_call(module, {**copies, **tensors}, args, kwargs)
+
+
+FIRST = "bound"
+
+
+def rewrite(traced: Traced, typing: Typing, plan: Plan) -> Program:
+    """Return the graph of every config of `plan` for one traced graph. Neither is changed."""
+    program = Program(traced, typing, fx.Graph())
+    _Rewriter(program, plan).run()
+    return program
+
+
+class _Rewriter:
+    def __init__(self, program: Program, plan: Plan) -> None:
+        self.program, self.plan = program, plan
+        self.graph = program.graph
+        self.new: dict[fx.Node, fx.Node] = {}
+        self.names = {node.name for node in program.traced.graph.nodes}
+        self.index: dict[Any, int] = {}
+        root = program.traced.root
+        self.first: dict[int, str] = {}
+        for name, t in [*root.named_parameters(), *root.named_buffers()]:
+            self.first.setdefault(id(t), name)
+
+    def run(self) -> None:
+        name = FIRST
+        while name in self.names:
+            name = f"_{name}"
+        self.bound = self.graph.placeholder(name)
+        self.bound.meta["val"] = None
+        for node in self.program.traced.graph.nodes:
+            made = self.node(node)
+            made.meta["origin"] = node
+            self.new[node] = made
+        self.graph.lint()
+        self.program.run = fx.GraphModule(nn.Module(), self.graph).forward
+
+    def node(self, node: fx.Node) -> fx.Node:
+        traced, graph = self.program.traced, self.graph
+        args, kwargs = map_arg((node.args, node.kwargs), lambda n: self.new[n])
+        if node.op == "placeholder":
+            return graph.create_node("placeholder", node.target, args, kwargs, name=node.name)
+        if node.op == "output":
+            return graph.output(args[0])
+        if node.op == "get_attr":
+            target = str(node.target)
+            if target in traced.constants:
+                return self._call(constant, (self.bound, target), {}, node.name)
+            return self._tensor(target, name=node.name, private=self._written(node))
+        if node.op == "call_module":
+            return self._module(node, args, kwargs)
+        for path, axis in self.program.typing.counts.get(node, {}).items():
+            args, kwargs = replace_argument(
+                args, kwargs, path, lambda original, axis=axis: self._count(axis, original)
+            )
+        if node.op == "call_method":
+            return graph.create_node("call_method", node.target, args, kwargs, name=node.name)
+        target = SUBNET_FORMS.get(node.target, node.target)
+        return self._call(target, args, kwargs, node.name)
+
+    def _module(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+        path = str(node.target)
+        module = self.program.traced.root.get_submodule(path)
+        layer = layer_of(module)
+        if node in self.program.typing.calls and layer is not None:
+            lowered = layer.lower(module, *args, **kwargs)
+            return self._lowered(lowered, self.program.typing.calls[node], path, node.name)
+        i = self._known(self.program.modules, path)
+        own = [*module.named_parameters(), *module.named_buffers()]
+        if not own:
+            return self._call(submodule, (self.bound, i, *args), kwargs, node.name)
+        tensors = {}
+        if rule_of(module) is not None:
+            names = [name for name, _ in own if self._canonical(f"{path}.{name}") in self.plan.axes]
+            tensors = {name: self._tensor(f"{path}.{name}") for name in names}
+        return self._call(opaque, (self.bound, i, tensors, *args), kwargs, node.name)
+
+    def _lowered(self, call: Call, inferred: Call, path: str, name: str | None = None) -> fx.Node:
+        args: list[Any] = []
+        for a, b in zip(call.args, inferred.args, strict=True):
+            if isinstance(a, Call):
+                args.append(self._lowered(a, b, path))
+            elif isinstance(a, Ref):
+                owner = self.program.traced.root.get_submodule(path)
+                there = owner._parameters.get(a.name, owner._buffers.get(a.name))
+                args.append(None if there is None else self._tensor(f"{path}.{a.name}"))
+            else:
+                args.append(a)
+        new_args: Any = tuple(args)
+        kwargs: Any = dict(call.kwargs)
+        for at, axis in inferred.counts.items():
+            new_args, kwargs = replace_argument(
+                new_args, kwargs, at, lambda original, axis=axis: self._count(axis, original)
+            )
+        return self._call(SUBNET_FORMS.get(call.target, call.target), new_args, kwargs, name)
+
+    def _call(self, target: Any, args: Any, kwargs: Any, name: str | None = None) -> fx.Node:
+        return self.graph.create_node("call_function", target, args, kwargs, name=name)
+
+    def _canonical(self, name: str) -> str:
+        path, _, leaf = name.rpartition(".")
+        owner = self.program.traced.root.get_submodule(path)
+        t = owner._parameters.get(leaf, owner._buffers.get(leaf))
+        return self.first.get(id(t), name)
+
+    def _tensor(self, name: str, private: bool = False, **named: Any) -> fx.Node:
+        site = Site(self._canonical(name), private)
+        return self._call(tensor, (self.bound, self._known(self.program.sites, site)), {}, **named)
+
+    def _count(self, axis: Any, original: Any) -> fx.Node:
+        return self._call(count, (self.bound, self._known(self.program.sizes, axis), original), {})
+
+    def _known(self, table: list[Any], item: Any) -> int:
+        key = (id(table), item)
+        if key not in self.index:
+            self.index[key] = len(table)
+            table.append(item)
+        return self.index[key]
+
+    def _written(self, node: fx.Node) -> bool:
+        """Return whether a buffer's reader may write to it: then the subnet gets a copy."""
+        owner_path, _, leaf = str(node.target).rpartition(".")
+        if leaf not in self.program.traced.root.get_submodule(owner_path)._buffers:
+            return False
+        for user in node.users:
+            name = user.target if isinstance(user.target, str) else getattr(user.target, "__name__", "")
+            if user.target in SUBNET_FORMS:
+                continue
+            if user.op == "output" or rule_of(user.target) is None or name.endswith("_"):
+                return True
+            if name.startswith("i") and getattr(user.target, "__module__", "") == "_operator":
+                return True
+        return False
+
+
+def replace_argument(args: Any, kwargs: Any, path: Path, make: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """Return the arguments with `make(original)` at `path`."""
+    if isinstance(path[0], int):
+        changed = list(args)
+        changed[path[0]] = _inside(changed[path[0]], path[1:], make)
+        return tuple(changed), kwargs
+    return args, {**kwargs, path[0]: _inside(kwargs[path[0]], path[1:], make)}
+
+
+def _inside(value: Any, path: Path, make: Callable[[Any], Any]) -> Any:
+    if not path:
+        return make(value)
+    step = path[0]
+    if isinstance(value, slice):
+        bounds = {"start": value.start, "stop": value.stop, "step": value.step}
+        bounds[str(step)] = make(bounds[str(step)])
+        return slice(bounds["start"], bounds["stop"], bounds["step"])
+    assert isinstance(value, Sequence) and isinstance(step, int)
+    items = list(value)
+    items[step] = _inside(items[step], path[1:], make)
+    return tuple(items) if isinstance(value, tuple) else items
+
+
+def contract(program: Program, config: Config, plan: Plan) -> fx.Graph:
+    """Return the plain graph of `program` at `config`: the inverse of `rewrite`.
+
+    At `plan.base_config` it is the traced graph, node for node.
+    """
+    graph = fx.Graph()
+    new: dict[fx.Node, fx.Node] = {}
+    at_base = config == plan.base_config
+    for node in program.graph.nodes:
+        origin = node.meta.get("origin")
+        if origin is None:
+            continue
+        args, kwargs = map_arg((origin.args, origin.kwargs), lambda n: new[n])
+        if not at_base:
+            for path, axis in program.typing.counts.get(origin, {}).items():
+                args, kwargs = replace_argument(
+                    args, kwargs, path, lambda _, axis=axis: size(axis, config)
+                )
+        made = graph.create_node(origin.op, origin.target, args, kwargs, name=origin.name)
+        made.meta.update(origin.meta)
+        new[origin] = made
+    return graph

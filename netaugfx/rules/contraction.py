@@ -1,0 +1,94 @@
+"""Convolution and linear layers: one axis is summed over, another made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..axes import OpenAxis, Var, fixed, resolve, times
+from .registry import Call, Op, Ref, Typed, layer, register_rule
+
+CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+
+
+@register_rule(torch.conv1d, torch.conv2d, torch.conv3d, F.conv1d, F.conv2d, F.conv3d)
+def convolution(op: Op) -> tuple[OpenAxis, ...]:
+    """Dense: axis 1 of the weight is the input's channels. Depthwise: axis 0 is the input's channels times m."""
+    a = op.bind(*CONV, groups=1)
+    x, weight, bias, groups = a["input"], a["weight"], a["bias"], int(a["groups"])
+    rank = len(weight.axes) - 2
+    channel = len(x.axes) - rank - 1
+    channels = x.axes[channel]
+    inputs, outputs = x.value.shape[channel], weight.value.shape[0]
+    op.pin(*x.axes[channel + 1 :], *weight.axes[2:], why="slides over it")
+    if groups == 1:
+        op.unify(channels, weight.axes[1])
+        op.contracted(weight, 1)
+    elif weight.value.shape[1] == 1:
+        op.unify(times(1, channels, outputs // inputs), weight.axes[0])
+        op.pin(weight.axes[1])
+        op.count(op.path("groups", *CONV), channels)
+    else:
+        number = Var(groups)
+        op.unify(channels, ((number, inputs // groups),))
+        op.unify(weight.axes[0], ((number, outputs // groups),))
+        op.pin(weight.axes[1], why="has groups of a fixed width")
+        op.count(op.path("groups", *CONV), ((number,),))
+    if bias is not None:
+        op.unify(weight.axes[0], bias.axes[0])
+    op.layer(weight)
+    space = tuple(fixed(n) for n in op.result.shape[channel + 1 :])
+    return (*x.axes[:channel], resolve(weight.axes[0]), *space)
+
+
+LINEAR = ("input", "weight", "bias")
+
+
+@register_rule(F.linear, torch._C._nn.linear)
+def linear(op: Op) -> tuple[OpenAxis, ...]:
+    """The last axis of the input is axis 1 of the weight; the last of the result is axis 0."""
+    a = op.bind(*LINEAR)
+    x, weight, bias = a["input"], a["weight"], a["bias"]
+    op.unify(x.axes[-1], weight.axes[-1])
+    op.contracted(weight, len(weight.axes) - 1)
+    if bias is not None:
+        op.unify(weight.axes[0], bias.axes[0])
+    op.layer(weight)
+    return (*x.axes[:-1], *(resolve(axis) for axis in weight.axes[:-1]))
+
+
+def _resize_convolution(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    m: Any = module
+    if "weight" not in tensors:
+        return
+    outputs, inputs = tensors["weight"].shape[:2]
+    m.groups = outputs // (m.out_channels // m.groups) if m.groups > 1 else 1  # groups keep their width
+    m.out_channels, m.in_channels = outputs, inputs * m.groups
+
+
+@layer(nn.Conv1d, nn.Conv2d, nn.Conv3d, resize=_resize_convolution)
+def lower_convolution(m: Any, x: Typed) -> Call:
+    function = (F.conv1d, F.conv2d, F.conv3d)[len(m.kernel_size) - 1]
+    padding: Any = m.padding
+    source: Any = x
+    if m.padding_mode != "zeros":
+        source = Call(F.pad, (x, list(m._reversed_padding_repeated_twice), m.padding_mode))
+        padding = (0,) * len(m.kernel_size)
+    return Call(
+        function, (source, Ref("weight"), Ref("bias"), m.stride, padding, m.dilation, m.groups)
+    )
+
+
+def _resize_linear(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    m: Any = module
+    if "weight" in tensors:
+        m.out_features, m.in_features = tensors["weight"].shape
+
+
+@layer(nn.Linear, resize=_resize_linear)
+def lower_linear(m: Any, x: Typed) -> Call:
+    return Call(F.linear, (x, Ref("weight"), Ref("bias")))

@@ -1,0 +1,351 @@
+"""Operators that move elements and compute none: views, permutations, concatenation, slices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..axes import OpenAxis, Var, elastic, fixed, free, length, resolve, times
+from .registry import NoRule, Op, Path, Typed, everywhere, register_rule
+
+
+@register_rule(Tensor.view, *everywhere(["reshape"]))
+def view(op: Op) -> tuple[OpenAxis, ...]:
+    """A literal factor stays and the derived or -1 factor grows; where both are literal the inner grows."""
+    x, sizes = op.args[0], op.args[1:]
+    if len(sizes) == 1 and isinstance(sizes[0], torch.dtype):
+        raise NoRule
+    nested = len(sizes) == 1 and isinstance(sizes[0], Sequence)
+    if op.kwargs:
+        raise NoRule
+    given = list(sizes[0]) if nested else list(sizes)
+    paths: list[Path] = [(1, i) if nested else (1 + i,) for i in range(len(given))]
+    open_ = [p in op.derived or n == -1 for p, n in zip(paths, given, strict=True)]
+    axes = regroup(op, x.axes, list(op.result.shape), open_)
+    _count(op, axes, given, paths)
+    return axes
+
+
+def _count(op: Op, axes: Sequence[OpenAxis], given: Sequence[Any], paths: Sequence[Path]) -> None:
+    for axis, n, path in zip(axes, given, paths, strict=True):
+        if n != -1:
+            op.count(path, axis)
+
+
+def regroup(
+    op: Op, axes: Sequence[OpenAxis], shape: Sequence[int], open_: Sequence[bool]
+) -> tuple[OpenAxis, ...]:
+    """Return the axes of a view with this `shape`; `open_` tells which of its lengths are not literals."""
+    result: list[OpenAxis] = []
+    i = j = 0
+    while i < len(axes) or j < len(shape):
+        start, first = i, j
+        a = b = 1
+        if i < len(axes):
+            a, i = length(axes[i]), i + 1
+        if j < len(shape):
+            b, j = shape[j], j + 1
+        while a != b:
+            if a < b:
+                a, i = a * length(axes[i]), i + 1
+            else:
+                b, j = b * shape[j], j + 1
+        # an axis of length 1 beside a group joins it when nothing else can take it
+        result += _group(op, axes[start:i], shape[first:j], open_[first:j])
+    return tuple(result)
+
+
+def _group(
+    op: Op, axes: Sequence[OpenAxis], shape: Sequence[int], open_: Sequence[bool]
+) -> list[OpenAxis]:
+    if len(axes) == len(shape) == 1:
+        return [axes[0]]
+    merged = _merge(op, axes)
+    if len(shape) == 1:
+        return [merged]
+    if not elastic(merged):
+        return [fixed(n) for n in shape]
+    long = [k for k, n in enumerate(shape) if n != 1]
+    if not long:
+        op.pin(merged, why="cannot tell it from its other axes of length 1")
+        return [fixed(n) for n in shape]
+    grows = next((k for k in reversed(long) if open_[k]), long[-1])
+    inner = free(shape[grows])
+    op.unify(
+        merged, times(prod(shape[:grows]), inner, prod(shape[grows + 1 :]))
+    )
+    return [resolve(inner) if k == grows else fixed(n) for k, n in enumerate(shape)]
+
+
+def _merge(op: Op, axes: Sequence[OpenAxis]) -> OpenAxis:
+    """Return the axis that `axes` give when they are laid out as one: one factor of a product may be elastic."""
+    if not axes:
+        return fixed(1)
+    growing = [k for k, axis in enumerate(axes) if elastic(axis)]
+    if not growing:
+        return fixed(prod(length(axis) for axis in axes))
+    op.pin(*(axes[k] for k in growing[:-1]), why="merges it with another elastic axis")
+    k = growing[-1]
+    outer, inner = (prod(length(axis) for axis in part) for part in (axes[:k], axes[k + 1 :]))
+    return times(outer, axes[k], inner)
+
+
+@register_rule(*everywhere(["flatten"]))
+def flatten(op: Op) -> tuple[OpenAxis, ...]:
+    """Axes start to end become one."""
+    a = op.bind("input", "start_dim", "end_dim", start_dim=0, end_dim=-1)
+    return _flatten(op, a["input"], a["start_dim"], a["end_dim"])
+
+
+@register_rule(nn.Flatten)
+def flatten_module(op: Op) -> tuple[OpenAxis, ...]:
+    """Axes start to end become one."""
+    m: Any = op.module
+    return _flatten(op, op.tensors[0], m.start_dim, m.end_dim)
+
+
+def _flatten(op: Op, x: Typed, start: int, end: int) -> tuple[OpenAxis, ...]:
+    rank = len(x.axes)
+    if rank == 0:
+        return (fixed(1),)
+    start, end = start % rank, end % rank
+    return (*x.axes[:start], _merge(op, x.axes[start : end + 1]), *x.axes[end + 1 :])
+
+
+@register_rule(*everywhere(["unflatten"]), nn.Unflatten)
+def unflatten(op: Op) -> tuple[OpenAxis, ...]:
+    """One axis becomes several."""
+    if op.module is not None:
+        m: Any = op.module
+        op.pin(*op.args[0].axes, why="has literal lengths")
+        return tuple(op.plain())
+    a = op.bind("input", "dim", "sizes")
+    x, sizes = a["input"], list(a["sizes"])
+    dim = a["dim"] % len(x.axes)
+    at = op.path("sizes", "input", "dim", "sizes")
+    paths: list[Path] = [(*at, i) for i in range(len(sizes))]
+    open_ = [p in op.derived or n == -1 for p, n in zip(paths, sizes, strict=True)]
+    axes = _group(op, [x.axes[dim]], op.result.shape[dim : dim + len(sizes)], open_)
+    _count(op, axes, sizes, paths)
+    return (*x.axes[:dim], *axes, *x.axes[dim + 1 :])
+
+
+@register_rule(*everywhere(["permute"]))
+def permute(op: Op) -> tuple[OpenAxis, ...]:
+    """Axes in another order."""
+    x, dims = op.args[0], op.args[1:] or (op.kwargs["dims"],)
+    dims = dims[0] if isinstance(dims[0], Sequence) else dims
+    return tuple(x.axes[d] for d in dims)
+
+
+@register_rule(*everywhere(["transpose", "swapaxes", "swapdims"]))
+def transpose(op: Op) -> tuple[OpenAxis, ...]:
+    """Two axes change places."""
+    a = op.bind("input", "dim0", "dim1")
+    axes = list(a["input"].axes)
+    axes[a["dim0"]], axes[a["dim1"]] = axes[a["dim1"]], axes[a["dim0"]]
+    return tuple(axes)
+
+
+@register_rule(Tensor.t, torch.t)
+def t(op: Op) -> tuple[OpenAxis, ...]:
+    """A matrix transposed."""
+    return tuple(reversed(op.tensors[0].axes))
+
+
+@register_rule(*everywhere(["movedim", "moveaxis"]))
+def movedim(op: Op) -> tuple[OpenAxis, ...]:
+    """Axes moved elsewhere; found by moving numbers in their place."""
+    x = op.args[0]
+    order = torch.empty(tuple(range(2, 2 + len(x.axes))), device="meta")
+    moved = torch.movedim(order, *op.args[1:], **op.kwargs)
+    return tuple(x.axes[n - 2] for n in moved.shape)
+
+
+@register_rule(*everywhere(["unsqueeze"]))
+def unsqueeze(op: Op) -> tuple[OpenAxis, ...]:
+    """A new axis of length 1."""
+    a = op.bind("input", "dim")
+    axes = list(a["input"].axes)
+    axes.insert(a["dim"] % (len(axes) + 1), fixed(1))
+    return tuple(axes)
+
+
+@register_rule(*everywhere(["squeeze"]))
+def squeeze(op: Op) -> tuple[OpenAxis, ...]:
+    """Axes of length 1 are dropped; they must not grow."""
+    a = op.bind("input", "dim")
+    x, rank = a["input"], len(op.args[0].axes)
+    dims = range(rank) if a["dim"] is None else a["dim"]
+    dims = {d % rank for d in ((dims,) if isinstance(dims, int) else dims)}
+    dims = {d for d in dims if x.value.shape[d] == 1}
+    op.pin(*(x.axes[d] for d in dims), why="drops it")
+    return tuple(axis for d, axis in enumerate(x.axes) if d not in dims)
+
+
+@register_rule(*everywhere(["expand", "broadcast_to"]))
+def expand(op: Op) -> tuple[OpenAxis, ...]:
+    """Axes of length 1 are repeated; the others pass."""
+    x, sizes = op.args[0], op.args[1:]
+    nested = len(sizes) == 1 and isinstance(sizes[0], Sequence)
+    if op.kwargs:
+        raise NoRule
+    given = list(sizes[0]) if nested else list(sizes)
+    axes: list[OpenAxis] = [fixed(n) for n in op.result.shape]
+    for i in range(-len(x.axes), 0):
+        if x.value.shape[i] == op.result.shape[i]:
+            axes[i] = x.axes[i]
+            op.count((1, len(given) + i) if nested else (1 + len(given) + i,), x.axes[i])
+        else:
+            op.pin(x.axes[i], why="repeats it")
+    for path in [p for p in op.counts if _at(given, p) == -1]:
+        del op.counts[path]
+    return tuple(axes)
+
+
+def _at(given: Sequence[Any], path: Path) -> Any:
+    return given[int(path[-1]) - (1 if len(path) == 1 else 0)]
+
+
+@register_rule(*everywhere(["expand_as", "view_as", "reshape_as"]))
+def like(op: Op) -> tuple[OpenAxis, ...]:
+    """Shaped as another tensor: lawful where both have the same axes, pinned elsewhere."""
+    x, other = op.args[:2]
+    if len(x.axes) == len(other.axes):
+        return op.broadcast(x, other)
+    raise NoRule
+
+
+@register_rule(*everywhere(["cat", "concat", "concatenate"]))
+def cat(op: Op) -> tuple[OpenAxis, ...]:
+    """The axes along `dim` are laid out one after the other; the others are the same."""
+    a = op.bind("tensors", "dim", dim=0)
+    tensors = [t for t in a["tensors"] if t.value.numel() or t.value.dim() > 1]
+    dim = a["dim"] % len(tensors[0].axes)
+    axes = list(tensors[0].axes)
+    for t in tensors[1:]:
+        for d, axis in enumerate(t.axes):
+            if d != dim:
+                op.unify(axes[d], axis)
+    axes[dim] = resolve(tuple(s for t in tensors for s in resolve(t.axes[dim])))
+    return tuple(axes)
+
+
+@register_rule(*everywhere(["stack"]))
+def stack(op: Op) -> tuple[OpenAxis, ...]:
+    """A new axis; all others are the same."""
+    a = op.bind("tensors", "dim", dim=0)
+    axes = list(op.broadcast(*a["tensors"]))
+    axes.insert(a["dim"] % (len(axes) + 1), fixed(len(a["tensors"])))
+    return tuple(axes)
+
+
+@register_rule(*everywhere(["unbind"]))
+def unbind(op: Op) -> Any:
+    """An axis taken apart; it must not grow."""
+    a = op.bind("input", "dim", dim=0)
+    x = a["input"]
+    dim = a["dim"] % len(x.axes)
+    op.pin(x.axes[dim], why="takes it apart")
+    return tuple((*x.axes[:dim], *x.axes[dim + 1 :]) for _ in op.result)
+
+
+@register_rule(*everywhere(["chunk"]))
+def chunk(op: Op) -> Any:
+    """Equal parts, which therefore grow alike."""
+    a = op.bind("input", "chunks", "dim", dim=0)
+    return _parts(op, a["input"], a["dim"])
+
+
+@register_rule(torch.split, Tensor.split, torch.functional.split, torch.split_with_sizes)
+def split(op: Op) -> Any:
+    """One part size for all, or a size for each."""
+    names = ("input", "split_size_or_sections", "dim")
+    a = op.bind("tensor" if "tensor" in op.kwargs else "input", *names[1:], dim=0)
+    x = a.get("input") or a["tensor"]
+    given = a["split_size_or_sections"] or a.get("split_size")
+    if given is None:
+        raise NoRule
+    at: Path = next(
+        ((k,) for k in ("split_size_or_sections", "split_size", "split_sizes") if k in op.kwargs), (1,)
+    )
+    parts = _parts(op, x, a["dim"], equal=not isinstance(given, Sequence))
+    dim = a["dim"] % len(x.axes)
+    if isinstance(given, Sequence):
+        for i, part in enumerate(parts):
+            op.count((*at, i), part[dim])
+    elif elastic(x.axes[dim]):
+        op.count(at, parts[0][dim])
+    return parts
+
+
+def _parts(op: Op, x: Typed, dim: int, equal: bool = True) -> Any:
+    dim %= len(x.axes)
+    lengths = [v.shape[dim] for v in op.result]
+    if not elastic(x.axes[dim]):
+        parts = [fixed(n) for n in lengths]
+    elif not equal:
+        parts = [free(n) for n in lengths]
+        op.unify(x.axes[dim], tuple(s for p in parts for s in p))
+    elif len(set(lengths)) == 1:
+        part = Var(lengths[0])
+        op.unify(x.axes[dim], times(len(lengths), ((part,),), 1))
+        parts = [((part,),)] * len(lengths)
+    else:
+        op.pin(x.axes[dim], why="cuts it into unequal parts of a fixed number")
+        parts = [fixed(n) for n in lengths]
+    return tuple((*x.axes[:dim], resolve(p), *x.axes[dim + 1 :]) for p in parts)
+
+
+def index(op: Op) -> tuple[OpenAxis, ...]:
+    """Slices, numbers, None and ...: a slice cuts its axis, and its bounds are channel counts."""
+    x, items = op.args[0], op.args[1]
+    nested = isinstance(items, tuple)
+    items = items if nested else (items,)
+    if any(not isinstance(i, int | slice | None | type(...)) or isinstance(i, bool) for i in items):
+        raise NoRule
+    rest = len(x.axes) - sum(i is not None and i is not ... for i in items)
+    axes: list[OpenAxis] = []
+    d = 0
+    for k, item in enumerate(items):
+        if item is None:
+            axes.append(fixed(1))
+        elif item is ...:
+            axes += x.axes[d : d + rest]
+            d += rest
+        elif isinstance(item, int):
+            op.pin(x.axes[d], why="takes one element of it")
+            d += 1
+        else:
+            axes.append(_slice(op, x, d, item, (1, k) if nested else (1,)))
+            d += 1
+    return (*axes, *x.axes[d:])
+
+
+def _slice(op: Op, x: Typed, d: int, item: slice, path: Path) -> OpenAxis:
+    axis, n = x.axes[d], x.value.shape[d]
+    start, stop, step = item.indices(n)
+    if (start, stop, step) == (0, n, 1):
+        if item.stop is not None and item.stop == n:
+            op.count((*path, "stop"), axis)
+        return axis
+    if not elastic(axis):
+        return fixed(len(range(start, stop, step)))
+    if step != 1 or stop <= start:
+        op.pin(axis, why="takes every so many elements of it")
+        return fixed(len(range(start, stop, step)))
+    parts = [free(m) for m in (start, stop - start, n - stop) if m]
+    op.unify(axis, tuple(s for p in parts for s in p))
+    before = resolve(parts[0]) if start else ()
+    here = resolve(parts[1 if start else 0])
+    if start:
+        op.count((*path, "start"), before)
+    if stop < n or item.stop is not None:
+        op.count((*path, "stop"), (*before, *here))
+    return here
+
+

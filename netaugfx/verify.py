@@ -1,0 +1,341 @@
+"""The laws, checked on one model by numbers, and what breaks them found width by width."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from .axes import Axis, Extent, extent, widths_of
+from .contract import both_modes, extract
+from .errors import ExtractError, NetAugFXError, VerifyError
+from .infer import where
+from .model import WideModel
+from .plan import Config, Plan
+from .rewrite import Program
+
+TOLERANCE = 1e-9  # in float64, relative to the largest entry
+RANDOM = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
+NOISE = {"rand_like", "randn_like", "bernoulli", "bernoulli_", "normal_", "uniform_", "rrelu"}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `verify` found: law number -> what breaks it, and the configs that were tried."""
+
+    failures: Mapping[int, str]
+    configs: tuple[Config, ...]
+
+    def __bool__(self) -> bool:
+        return not self.failures
+
+    def __str__(self) -> str:
+        if not self.failures:
+            return f"laws 2, 3 and 4 hold at {len(self.configs)} configs"
+        return "; ".join(f"law {n}: {text}" for n, text in self.failures.items())
+
+
+def verify(wide: WideModel, configs: Iterable[Mapping[str, int]] | None = None, seed: int = 0) -> Report:
+    """Check laws 2, 3 and 4 by numbers, in float64, on random inputs shaped as the example; `wide` is not changed.
+
+    2: the base computes the same before and after a subnet ran, and a subnet's pass leaves its buffers alone.
+    3: the subnet at a config computes what `extract` gives, outputs and gradients of shared Parameters.
+    4: with the blocks zeroed that carry new inputs into base outputs, the base channels of every tensor in the
+       subnet are what the base computes.
+
+    Args:
+        configs: What to try; the largest config and a random one where not given.
+
+    Returns:
+        A report that is true if the laws hold.
+
+    Raises:
+        VerifyError: The model has no values (it is on the meta device).
+    """
+    if any(p.device.type == "meta" for p in wide.parameters()):
+        raise VerifyError("verify needs values: the model is on the meta device; use verify=False there.")
+    generator = torch.Generator().manual_seed(seed)
+    chosen = (
+        (wide.max_config, wide.sample(generator))
+        if configs is None
+        else tuple(wide.plan.config(c) for c in configs)
+    )
+    chosen = tuple(dict.fromkeys(chosen))
+    with _random_state_kept():
+        judge = _Judge(wide, seed)
+        failures: dict[int, str] = {}
+        for config in chosen:
+            for law, check in ((2, judge.law_2), (3, judge.law_3), (4, judge.law_4)):
+                if law not in failures:
+                    try:
+                        found = check(config)
+                    except ExtractError as error:
+                        found = None if law == 3 else str(error)
+                    except (NetAugFXError, RuntimeError, ValueError, TypeError, IndexError) as error:
+                        found = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                    if found:
+                        failures[law] = found
+    return Report(failures, chosen)
+
+
+def culprits(wide: WideModel) -> list[str]:
+    """Return widths that must be pinned for the laws to hold: tried one by one, then jointly by bisection."""
+    names = [w.name for w in wide.plan.widths if len(w.choices) > 1]
+
+    def lawful(some: Iterable[str]) -> bool:
+        return bool(verify(wide, [{name: wide.widths[name].choices[-1] for name in some}]))
+
+    alone = [name for name in names if not lawful([name])]
+    if alone:
+        return alone
+    good: list[str] = []  # a joint fault: the shortest prefix that fails ends in a culprit
+    low, high = 0, len(names)
+    if lawful(names):
+        return good
+    while low < high:
+        middle = (low + high) // 2
+        if lawful(names[: middle + 1]):
+            low = middle + 1
+        else:
+            high = middle
+    return [names[low]] if low < len(names) else names
+
+
+class _Judge:
+    """A float64 copy of a wide model, without dropout, and inputs for it."""
+
+    def __init__(self, wide: WideModel, seed: int) -> None:
+        self.wide = copy.deepcopy(wide).double()
+        for m in self.wide.modules():
+            if isinstance(m, nn.modules.dropout._DropoutNd):
+                m.p = 0.0
+            for name in ("drop_prob", "p"):
+                if type(m).__name__ in ("DropPath", "StochasticDepth") and hasattr(m, name):
+                    setattr(m, name, 0.0)
+        device = next((p.device for p in wide.parameters()), torch.device("cpu"))
+        self.generator = torch.Generator().manual_seed(seed)
+
+        def fresh(t: Any) -> Any:
+            if not isinstance(t, Tensor):
+                return t
+            if not t.is_floating_point():
+                return torch.zeros(t.shape, dtype=t.dtype, device=device)
+            return torch.randn(t.shape, generator=self.generator, dtype=torch.float64).to(device)
+
+        self.args, self.kwargs = tree_map(fresh, wide.example)
+        self.wide.__dict__["example"] = tree_map(
+            lambda t: t.to("meta") if isinstance(t, Tensor) else t, (self.args, self.kwargs)
+        )
+        self.programs = both_modes(self.wide)
+
+    @contextmanager
+    def modes(self) -> Iterator[Iterator[Program]]:
+        """Give the programs of both modes, with the flags of the wide model set to theirs, and put the flags back."""
+        modules = list(self.wide.base.modules())
+        flags = [m.training for m in modules]
+
+        def each() -> Iterator[Program]:
+            for program in self.programs:
+                for m, same in zip(modules, program.traced.root.modules(), strict=True):
+                    m.training = same.training
+                self.wide.training = self.wide.base.training
+                yield program
+
+        yield each()
+        for m, flag in zip(modules, flags, strict=True):
+            m.training = flag
+        self.wide.training = self.wide.base.training
+
+    def law_2(self, config: Config) -> str | None:
+        with self.modes() as programs:
+            for _ in programs:
+                if not self.wide.training:
+                    before = self.outputs(self.wide)
+                buffers = {n: b.clone() for n, b in self.wide.base.named_buffers()}
+                self.outputs(self.wide.at(config))
+                for name, b in self.wide.base.named_buffers():
+                    if not torch.equal(b, buffers[name]):
+                        return f"a pass at {_short(config, self.wide.plan)} changes the buffer '{name}'"
+                if not self.wide.training:
+                    for a, b in zip(before, self.outputs(self.wide), strict=True):
+                        if not _same(a, b):
+                            return "the base computes something else after a subnet ran"
+        return None
+
+    def law_3(self, config: Config) -> str | None:
+        with self.modes() as programs:
+            for program in programs:
+                plain = extract(self.wide, config)
+                mine = self.step(self.wide.at(config), self.wide.base)
+                theirs = self.step(plain, plain)
+                mode = "train" if program.traced.root.training else "eval"
+                for a, b in zip(mine[0], theirs[0], strict=True):
+                    if not _close(a, b):
+                        return f"in {mode} mode the subnet at {_short(config, self.wide.plan)} is not what extract gives"
+                largest = max((g.abs().max().item() for g in theirs[1].values() if g.numel()), default=0.0)
+                for name, g in mine[1].items():
+                    other = self.base_part(name, theirs[1].get(name), config)
+                    if other is not None and (g - other).abs().max() > TOLERANCE * max(largest, 1e-30):
+                        return f"in {mode} mode the gradient of '{name}' is not that of the extracted network"
+        return None
+
+    def base_part(self, name: str, t: Tensor | None, config: Config) -> Tensor | None:
+        axes = self.wide.plan.axes.get(name)
+        return t if t is None or axes is None else _base_part(t, axes, self.wide.plan, config, {})
+
+    def law_4(self, config: Config) -> str | None:
+        plan = self.wide.plan
+        wide = copy.deepcopy(self.wide)
+        with torch.no_grad():
+            for name, axes in plan.contracted.items():
+                path, _, leaf = name.rpartition(".")
+                for axis in axes:
+                    block = wide.rooms.room(path)._parameters.get(f"{leaf}_axis{axis}")
+                    if block is not None:
+                        block.zero_()
+        cache: dict[Axis, Extent] = {}
+        for program in self.programs:
+            if program.traced.root.training and _noisy(program, plan):
+                continue
+            base = copy.deepcopy(wide.base)
+            for m, same in zip(base.modules(), program.traced.root.modules(), strict=True):
+                m.training = same.training
+            for name, t in program.traced.constants.items():
+                base.register_buffer(name, t.clone(), persistent=False)
+            tensors = _flat_inputs(program, wide, self.args, self.kwargs)
+            with torch.no_grad():
+                torch.manual_seed(0)
+                first = _Run(base, program.traced.graph)
+                first.run(*tensors)
+                torch.manual_seed(0)
+                second = _Run(nn.Module(), program.graph)
+                second.run(wide.bound(program, config), *tensors)
+            for node, value in second.values.items():
+                origin = node.meta.get("origin")
+                axes = program.typing.axes.get(origin) if origin is not None else None
+                if not isinstance(value, Tensor) or axes is None or origin.op in ("get_attr", "output"):
+                    continue
+                expected = first.values[origin]
+                found = _base_part(value, axes, plan, config, cache)
+                if found.shape != expected.shape or not _close(found, expected):
+                    mode = "train" if program.traced.root.training else "eval"
+                    return (
+                        f"in {mode} mode the base channels of {where(origin)} at {_short(config, plan)} are not what "
+                        "the base computes"
+                    )
+        return None
+
+    def outputs(self, run: Callable[..., Any]) -> list[Tensor]:
+        torch.manual_seed(0)
+        with torch.no_grad():
+            return [t for t in tree_leaves(run(*self.args, **self.kwargs)) if isinstance(t, Tensor)]
+
+    def step(
+        self, run: Callable[..., Any], owner: nn.Module
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Return outputs and gradients of a random linear function of them."""
+        torch.manual_seed(0)
+        named = {n: p for n, p in owner.named_parameters() if p.requires_grad}
+        with torch.enable_grad():
+            found = _output_tensors(run(*self.args, **self.kwargs))
+            generator = torch.Generator().manual_seed(1)
+            weights = [
+                torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.device) for t in found
+            ]
+            terms = [(t * w).sum() for t, w in zip(found, weights, strict=True) if t.requires_grad]
+            if not terms or not named:
+                return found, {}
+            loss = torch.stack([t.double() for t in terms]).sum()
+            gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+        pairs = zip(named, gradients, strict=True)
+        return [t.detach() for t in found], {n: g for n, g in pairs if g is not None}
+
+
+def _output_tensors(value: Any) -> list[Tensor]:
+    if hasattr(value, "__dataclass_fields__"):
+        value = [getattr(value, name) for name in value.__dataclass_fields__]
+    return [t for t in tree_leaves(value) if isinstance(t, Tensor)]
+
+
+def _flat_inputs(
+    program: Program, wide: WideModel, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[Tensor]:
+    from .trace import Inputs
+
+    return Inputs.of(wide.base, args, kwargs).tensors
+
+
+class _Run(fx.Interpreter):
+    """A graph run with every value kept and dropout left out."""
+
+    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(fx.GraphModule(module, graph), garbage_collect_values=False)
+        self.values: dict[fx.Node, Any] = {}
+        self.twins = dict(zip(self.graph.nodes, graph.nodes, strict=True))
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        self.values[self.twins[n]] = value.clone() if isinstance(value, Tensor) else value
+        return value
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target in RANDOM:
+            return args[0] if args else kwargs["input"]
+        return super().call_function(target, args, kwargs)
+
+
+def _noisy(program: Program, plan: Plan) -> bool:
+    """Return whether noise is drawn for elastic channels: then base and subnet cannot see the same."""
+    for node in program.traced.graph.nodes:
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        axes = program.typing.axes.get(node)
+        if name in NOISE and isinstance(axes, tuple) and any(True for a in axes for _ in widths_of(a)):
+            return True
+    del plan
+    return False
+
+
+def _base_part(
+    t: Tensor, axes: tuple[Axis, ...], plan: Plan, config: Config, cache: dict[Axis, Extent]
+) -> Tensor:
+    for i, axis in enumerate(axes):
+        if any(True for _ in widths_of(axis)):
+            if axis not in cache:
+                cache[axis] = extent(axis, plan.base_config, config, plan.max_config)
+            if cache[axis].length != t.shape[i]:
+                raise ValueError(f"an axis has {t.shape[i]} channels where {cache[axis].length} were planned")
+            t = t.index_select(i, torch.tensor(cache[axis].base_positions(), device=t.device))
+    return t
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool(torch.equal(a, b) or torch.equal(a.isnan(), b.isnan()))
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape:
+        return False
+    if not a.is_floating_point() or a.numel() == 0:
+        return bool(torch.equal(a, b))
+    return bool((a - b).abs().max() <= TOLERANCE * max(1.0, b.abs().max().item()))
+
+
+def _short(config: Config, plan: Plan) -> str:
+    if config == plan.max_config:
+        return "the largest config"
+    grown = {name: n for name, n in config.items() if n != plan.base_config[name]}
+    return str(grown) if len(grown) < 4 else f"a config with {len(grown)} widths grown"
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=list(devices)):
+        yield

@@ -1,0 +1,275 @@
+"""The way in: trace, infer, plan, allocate, verify."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_leaves, tree_map
+
+from .axes import size
+from .blocks import Rooms, create, form, initial
+from .errors import NetAugFXError, PinnedError, PlanError, TraceError, VerifyError
+from .infer import OUTPUT, infer
+from .model import WideModel, arguments
+from .plan import Amount, Plan, with_choices
+from .rules import is_leaf, resize
+from .trace import Traced, trace
+from .verify import culprits, verify as check
+
+Example = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def plan(
+    model: nn.Module,
+    *,
+    factor: Amount = 3.0,
+    diversity: Amount = 2,
+    choices: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
+    max_config: Mapping[str, int] | None = None,
+    divisor: int = 1,
+    example_inputs: Any = None,
+    keep: Iterable[str] = (),
+    strict: bool = False,
+) -> Plan:
+    """Return what would grow in `model`, and how far; nothing wider is allocated, and `model` is not touched.
+
+    Args:
+        model: Any module; it may be on the meta device.
+        factor: The largest size of a width over its base size r >= 1: a number, or a mapping from a kind
+            (`stream`, `inner`) or a width-name glob to one.
+        diversity: The number of sizes s >= 1 above the base, linearly spaced up to r; a number or a mapping.
+        choices: Ratios (floats) or sizes in channels (ints) outright, or a mapping likewise.
+        max_config: A config to grow to; widths that it leaves out do not grow.
+        divisor: Sizes above the base are multiples of it.
+        example_inputs: A tensor, a tuple of positional arguments, or a dict of keyword arguments of the forward;
+            only shapes and dtypes matter. Without it, the model's `default_cfg` or `pretrained_cfg` says the
+            image size, else 224.
+        keep: Globs of module names whose widths stay.
+        strict: Raise instead of pinning.
+
+    Raises:
+        TraceError: The model cannot be traced. InputError: the example does not fit it.
+        PlanError: Arguments out of range; a glob that matches nothing.
+        PinnedError: With `strict`, one error that lists every width that is pinned, and every opaque module.
+    """
+    traces, _ = _traces(model, example_inputs)
+    made, _ = infer(traces, keep=_globs(keep))
+    if strict:
+        _raise_if_pinned(made)
+    return with_choices(
+        made,
+        factor=factor,
+        diversity=diversity,
+        choices=choices,
+        max_config=max_config,
+        divisor=divisor,
+    )
+
+
+def widen(
+    model: nn.Module,
+    *,
+    plan: Plan | None = None,
+    seed: int = 0,
+    verify: bool = True,
+    **plan_arguments: Any,
+) -> WideModel:
+    """Return a WideModel around a copy of `model`: every width can grow, and at rest it is the base.
+
+    Args:
+        model: Any module; it is not touched, and neither is the global random state.
+        plan: A plan made for a model of the same structure; without it one is made from `plan_arguments`.
+        seed: Of the new blocks' initial values, and of `WideModel.sample`.
+        verify: Check laws 2, 3 and 4 by numbers before returning. What fails is found, pinned and reported in
+            `pinned`.
+        **plan_arguments: As `netaugfx.plan` takes them.
+
+    Raises:
+        TypeError: An unknown argument.
+        PlanError: Nothing can grow, or `plan` is not of this model. As `plan` otherwise.
+        VerifyError: A law is broken, and pinning widths does not mend it.
+    """
+    if plan is not None:
+        extra = set(plan_arguments) - {"example_inputs"}
+        if extra:
+            raise TypeError(f"widen: with a plan, {', '.join(sorted(extra))} say nothing; make the plan with them.")
+    example_inputs = plan_arguments.pop("example_inputs", None)
+    keep, strict = _globs(plan_arguments.pop("keep", ())), plan_arguments.pop("strict", False)
+    unknown = set(plan_arguments) - {"factor", "diversity", "choices", "max_config", "divisor"}
+    if unknown:
+        raise TypeError(f"widen() got unexpected arguments {', '.join(sorted(unknown))}.")
+    traces, example = _traces(model, example_inputs)
+    pins: dict[str, str] = {}
+    while True:
+        if plan is None:
+            made, _ = infer(traces, keep=keep, pins=pins)
+            if strict:
+                _raise_if_pinned(made)
+            made = with_choices(made, **_without(plan_arguments, pins, made))
+        else:
+            _fits(plan, model)
+            made = plan
+        if not made.widths:
+            reasons = sorted({*made.pinned.values(), *made.opaque.values()})
+            raise PlanError(
+                f"Nothing can grow in {type(model).__name__}: " + ("; ".join(reasons[:5]) or "it has no layers") + "."
+            )
+        wide = _allocate(model, made, example, seed)
+        if not verify:
+            return wide
+        report = check(wide)
+        if report:
+            return wide
+        found = culprits(wide)
+        if not found or plan is not None:
+            raise VerifyError(f"{type(model).__name__}: {report}. Widths found at fault: {found or 'none'}.")
+        pins.update(dict.fromkeys(found, f"verification failed: {report}"))
+
+
+def _without(arguments: dict[str, Any], pins: Mapping[str, str], made: Plan) -> dict[str, Any]:
+    """Return the plan's arguments without sizes for widths that verification has pinned."""
+    if not pins or not isinstance(arguments.get("max_config"), Mapping):
+        return arguments
+    largest = {k: v for k, v in arguments["max_config"].items() if k not in pins}
+    return {**arguments, "max_config": largest}
+
+
+def _globs(keep: Iterable[str]) -> tuple[str, ...]:
+    return (keep,) if isinstance(keep, str) else tuple(keep)
+
+
+def _raise_if_pinned(made: Plan) -> None:
+    lines = [
+        f"  {name}: {why}"
+        for name, why in made.pinned.items()
+        if why != OUTPUT and not why.startswith("it is kept by keep=")
+    ]
+    lines += [f"  {path}: opaque, {why}" for path, why in made.opaque.items()]
+    if lines:
+        raise PinnedError("strict=True, but these cannot grow:\n" + "\n".join(lines))
+
+
+def _traces(model: nn.Module, example_inputs: Any) -> tuple[list[Traced], Example]:
+    """Trace `model` in the mode it is in and in the other one; return the example on the meta device, too."""
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"A torch.nn.Module was expected; {type(model).__name__} came.")
+    if isinstance(model, WideModel):
+        raise PlanError("The model is wide already; give the user's own model, or extract_base(it).")
+    args, kwargs = _on_meta(arguments(_default(model) if example_inputs is None else example_inputs))
+    leaves = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    examples = [(args, kwargs)]
+    if leaves and all(t.dim() > 1 and t.shape[0] == 1 for t in leaves):  # a norm cannot train on a batch of one
+        examples.insert(0, _on_meta((args, kwargs), batch=2))
+    for last, (a, k) in zip((False, True)[-len(examples) :], examples, strict=True):
+        try:
+            first = trace(model, a, k, is_leaf=is_leaf)
+            break
+        except NetAugFXError:
+            if last:
+                raise
+    other = copy.deepcopy(first.root)
+    other.train(not other.training)
+    return [first, trace(other, a, k, is_leaf=is_leaf)], (a, k)
+
+
+def _on_meta(example: Any, batch: int | None = None) -> Example:
+    def meta(t: Any) -> Any:
+        if not isinstance(t, Tensor):
+            return t
+        shape = t.shape if batch is None else (batch, *t.shape[1:])
+        return torch.empty(shape, dtype=t.dtype, device="meta")
+
+    moved: Example = tree_map(meta, example)
+    return moved
+
+
+def _default(model: nn.Module) -> Tensor:
+    """Return an input as the model's own configuration says, else a 224-pixel image."""
+    for name in ("pretrained_cfg", "default_cfg"):
+        size_of = getattr(model, name, None)
+        if isinstance(size_of, Mapping) and size_of.get("input_size"):
+            image = tuple(size_of["input_size"][-2:])
+            break
+    else:
+        image = (224, 224)
+    layers = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+    first = next((m for m in model.modules() if isinstance(m, layers)), None)
+    if not isinstance(first, nn.Conv2d):
+        raise PlanError(
+            f"{type(model).__name__} does not start with a 2-d convolution, so its input is unknown; give example_inputs."
+        )
+    dtype = first.weight.dtype
+    return torch.empty((2, first.in_channels, *image), dtype=dtype, device="meta")
+
+
+def _fits(made: Plan, model: nn.Module) -> None:
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, axes in made.axes.items():
+        shape = [size(axis, made.base_config) for axis in axes]
+        came = list(tensors[name].shape) if name in tensors else None
+        if came != shape:
+            raise PlanError(
+                f"The plan is not of this model: it has '{name}' with shape {shape}, the model {came or 'nothing'}."
+            )
+
+
+def _allocate(model: nn.Module, made: Plan, example: Example, seed: int) -> WideModel:
+    try:
+        base = copy.deepcopy(model)
+    except RuntimeError as error:
+        raise TraceError(
+            f"{type(model).__name__} cannot be copied: {error}. Old-style weight_norm holds computed tensors; use "
+            "torch.nn.utils.parametrizations.weight_norm instead."
+        ) from error
+    tensors = {**dict(base.named_parameters()), **dict(base.named_buffers())}
+    rooms = Rooms()
+    fresh: dict[str, dict[str, Tensor] | None] = {}
+    for name in made.axes:
+        whole = form(made, name)
+        if not whole.order or whole.fill is not None or made.max_config == made.base_config:
+            continue
+        path, _, leaf = name.rpartition(".")
+        t = tensors[name]
+        if path not in fresh:
+            fresh[path] = _reset(base.get_submodule(path), path, made, seed)
+        full = initial(whole, t, made, seed, fresh[path])
+        for axis, block in create(whole, t, full, made).items():
+            room = rooms.room(path)
+            if isinstance(t, nn.Parameter):
+                room.register_parameter(f"{leaf}_axis{axis}", nn.Parameter(block, t.requires_grad))
+            else:
+                room.register_buffer(f"{leaf}_axis{axis}", block)
+    rooms.train(base.training)
+    return WideModel(base, made, rooms, example, seed)
+
+
+def _reset(module: nn.Module, path: str, made: Plan, seed: int) -> dict[str, Tensor] | None:
+    """Return the layer's Parameters in their largest shapes as its own `reset_parameters` makes them."""
+    if not hasattr(module, "reset_parameters") or parametrize.is_parametrized(module):
+        return None
+    device = "meta" if any(p.device.type == "meta" for p in module.parameters()) else "cpu"
+    memo: dict[int, Any] = {}
+    for leaf, t in {**module._parameters, **module._buffers}.items():
+        if t is None:
+            continue
+        axes = made.axes.get(f"{path}.{leaf}" if path else leaf)
+        shape = t.shape if axes is None else [size(axis, made.max_config) for axis in axes]
+        kind = torch.float32 if t.is_floating_point() else t.dtype
+        empty = torch.full(shape, float("nan") if t.is_floating_point() else 0, dtype=kind, device=device)
+        memo[id(t)] = nn.Parameter(empty) if isinstance(t, nn.Parameter) else empty
+    largest: Any = copy.deepcopy(module, memo)
+    resize(largest)
+    import zlib
+
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(zlib.crc32(path.encode()) ^ (seed & 0xFFFFFFFF))
+        try:
+            largest.reset_parameters()
+        except (RuntimeError, ValueError, TypeError, AttributeError):
+            return None
+    return {k: p.detach() for k, p in largest._parameters.items() if p is not None}

@@ -1,0 +1,34 @@
+"""What every test stands on: one thread, and how many random networks each law meets."""
+
+import os
+
+import hypothesis
+import torch
+
+# One thread for each test process, so that results do not depend on how a sum was split.
+torch.set_num_threads(1)
+
+# The number of random networks for each law. "ci" always draws the same ones, so that a change
+# is judged by the change; the others look for new ones.
+_PROFILES = {"dev": 20, "ci": 50, "deep": 2_000, "sweep": 10_000}
+
+for _name, _networks in _PROFILES.items():
+    hypothesis.settings.register_profile(
+        _name,
+        max_examples=_networks,
+        deadline=None,  # a network's size, not a slow test, decides how long an example takes
+        derandomize=_name == "ci",
+        print_blob=True,
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    )
+
+_chosen = os.environ.get("HYPOTHESIS_PROFILE", "dev")
+if _chosen not in _PROFILES:
+    raise SystemExit(
+        f"HYPOTHESIS_PROFILE={_chosen!r} is no profile: choose one of {', '.join(_PROFILES)}."
+    )
+hypothesis.settings.load_profile(_chosen)
+
+
+def pytest_report_header() -> str:
+    return f"laws: profile {_chosen}, {_PROFILES[_chosen]} random networks each"
