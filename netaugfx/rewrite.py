@@ -163,7 +163,7 @@ class _Rewriter:
             target = str(node.target)
             if target in traced.constants:
                 return self._call(constant, (self.bound, target), {}, node.name)
-            return self._tensor(target, name=node.name, private=self._written(node))
+            return self._tensor(target, private=self._written(node), called=node.name)
         if node.op == "call_module":
             return self._module(node, args, kwargs)
         for path, axis in self.program.typing.counts.get(node, {}).items():
@@ -220,9 +220,9 @@ class _Rewriter:
         t = owner._parameters.get(leaf, owner._buffers.get(leaf))
         return self.first.get(id(t), name)
 
-    def _tensor(self, name: str, private: bool = False, **named: Any) -> fx.Node:
+    def _tensor(self, name: str, private: bool = False, called: str | None = None) -> fx.Node:
         site = Site(self._canonical(name), private)
-        return self._call(tensor, (self.bound, self._known(self.program.sites, site)), {}, **named)
+        return self._call(tensor, (self.bound, self._known(self.program.sites, site)), {}, called)
 
     def _count(self, axis: Any, original: Any) -> fx.Node:
         return self._call(count, (self.bound, self._known(self.program.sizes, axis), original), {})

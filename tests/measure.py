@@ -197,8 +197,8 @@ def close_or_none(a: Tensor | None, b: Tensor | None, scale: float, what: str) -
 class Provenance:
     """Tells where each element of an extracted network comes from, by its value alone.
 
-    Every element of every Parameter of `wide` is distinct (float64 noise), so no layout need be known
-    to say which element of a block, or of the base, an extracted element is a copy of.
+    Every element of every Parameter of `wide` is distinct (noise in float64), so no layout need be
+    known to say which element of a block, or of the base, an extracted element is a copy of.
     """
 
     def __init__(self, wide: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Law 4. The base is contained: without the blocks that read augmented channels, every subnet is m."""
+"""Law 4. The base is contained: with no block that reads augmented channels, every subnet is m."""
 
 from __future__ import annotations
 
