@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import netaugfx
-from tests import modules
-from tests.measure import some_config
+from tests import measure, modules
 
 
 class Source(Protocol):
@@ -62,6 +61,15 @@ REAL_MODELS = (Growth(1.5, 1, 0, 0, eval=False), Growth(1.5, 1, 0, 2, eval=True)
 few = settings(max_examples=min(settings.default.max_examples, 50))
 
 
+def widen_double(source: Source, growth: Growth, dropout: bool = True) -> tuple[Any, nn.Module]:
+    """A wide float64 model without two equal weights, and the model that it was made of."""
+    model = modules.randomise(source.build(growth.seed).double(), growth.seed)
+    if not dropout:
+        model = measure.without_dropout(model)
+    inputs = measure.as_double(source.inputs())
+    return widen(source, growth, model, example_inputs=inputs), model
+
+
 def widen(source: Source, growth: Growth, model: nn.Module | None = None, **arguments: Any) -> Any:
     """The wide model of a source, its blocks as random as its base.
 
@@ -77,7 +85,7 @@ def widen(source: Source, growth: Growth, model: nn.Module | None = None, **argu
             model, factor=growth.factor, diversity=growth.diversity, seed=growth.seed, **arguments
         )
     except netaugfx.PlanError as error:
-        if str(error).startswith("Nothing can grow"):
+        if str(error).startswith("Nothing can grow") and hypothesis.currently_in_test_context():
             hypothesis.reject()
         raise
     augmented = nn.ParameterDict(
@@ -88,4 +96,4 @@ def widen(source: Source, growth: Growth, model: nn.Module | None = None, **argu
 
 
 def config_of(wide: Any, growth: Growth) -> dict[str, int]:
-    return some_config(wide, growth.config)
+    return measure.some_config(wide, growth.config)

@@ -14,7 +14,17 @@ from hypothesis import given
 
 import netaugfx
 from tests import measure
-from tests.laws.subject import BY_HAND, REAL_MODELS, Growth, Source, config_of, few, growths, widen
+from tests.laws.subject import (
+    BY_HAND,
+    REAL_MODELS,
+    Growth,
+    Source,
+    config_of,
+    few,
+    growths,
+    widen,
+    widen_double,
+)
 from tests.networks import CASES
 from tests.real import FAST, TESTED
 from tests.strategies import NetworkSpec, networks
@@ -42,7 +52,7 @@ def check_float32(source: Source, growth: Growth) -> None:
 
 def check_float64(source: Source, growth: Growth) -> None:
     """Outputs and the gradients of shared Parameters agree, element by element."""
-    wide = widen(source, growth).double()
+    wide, _ = widen_double(source, growth)
     config = config_of(wide, growth)
     origin = measure.Provenance(wide)
     network = netaugfx.extract(wide, config)

@@ -9,7 +9,16 @@ import torch
 from hypothesis import given
 
 from tests import measure
-from tests.laws.subject import BY_HAND, REAL_MODELS, Growth, Source, config_of, few, growths, widen
+from tests.laws.subject import (
+    BY_HAND,
+    REAL_MODELS,
+    Growth,
+    Source,
+    config_of,
+    few,
+    growths,
+    widen_double,
+)
 from tests.networks import CORE
 from tests.real import TESTED
 from tests.strategies import NetworkSpec, networks
@@ -29,9 +38,8 @@ def cut_augmented_inputs(wide: Any) -> int:
 
 
 def check(source: Source, growth: Growth) -> None:
-    model = measure.without_dropout(source.build(growth.seed)).double()
+    wide, model = widen_double(source, growth, dropout=False)
     inputs = measure.as_double(source.inputs(growth.seed))
-    wide = widen(source, growth, model, example_inputs=inputs)
     assert {p.dtype for p in wide.parameters()} == {torch.float64}
     config = config_of(wide, growth)
     cut_augmented_inputs(wide)

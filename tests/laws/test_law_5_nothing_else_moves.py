@@ -7,14 +7,23 @@ from hypothesis import given
 
 import netaugfx
 from tests import measure
-from tests.laws.subject import BY_HAND, REAL_MODELS, Growth, Source, config_of, few, growths, widen
+from tests.laws.subject import (
+    BY_HAND,
+    REAL_MODELS,
+    Growth,
+    Source,
+    config_of,
+    few,
+    growths,
+    widen_double,
+)
 from tests.networks import CASES
 from tests.real import TESTED
 from tests.strategies import NetworkSpec, networks
 
 
 def check(source: Source, growth: Growth) -> None:
-    wide = widen(source, growth).double()
+    wide, _ = widen_double(source, growth)
     config = config_of(wide, growth)
     origin = measure.Provenance(wide)
     network = netaugfx.extract(wide, config)
