@@ -30,14 +30,41 @@ from netaugfx.errors import InputError, NetAugFXError, TraceError
 _HERE = os.path.dirname(__file__) + os.sep
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _META = torch.device("meta")
-_FACTORIES = (
-    "arange as_tensor bartlett_window blackman_window empty empty_strided eye full hamming_window hann_window "
-    "linspace logspace normal ones rand randint randn randperm scalar_tensor tensor tril_indices triu_indices zeros"
-).split()
-_MATH = "cos exp floor log log10 log2 pow sin sqrt ceil".split()
-_CHECKPOINT_OPTIONS = (
-    "use_reentrant preserve_rng_state context_fn determinism_check debug early_stop respect_saved_tensors_hooks"
-).split()
+_FACTORIES = [
+    "arange",
+    "as_tensor",
+    "bartlett_window",
+    "blackman_window",
+    "empty",
+    "empty_strided",
+    "eye",
+    "full",
+    "hamming_window",
+    "hann_window",
+    "linspace",
+    "logspace",
+    "normal",
+    "ones",
+    "rand",
+    "randint",
+    "randn",
+    "randperm",
+    "scalar_tensor",
+    "tensor",
+    "tril_indices",
+    "triu_indices",
+    "zeros",
+]
+_MATH = ["cos", "exp", "floor", "log", "log10", "log2", "pow", "sin", "sqrt", "ceil"]
+_CHECKPOINT_OPTIONS = [
+    "use_reentrant",
+    "preserve_rng_state",
+    "context_fn",
+    "determinism_check",
+    "debug",
+    "early_stop",
+    "respect_saved_tensors_hooks",
+]
 _READS = ("item", "tolist", "numpy", "__array__")
 
 
@@ -55,7 +82,11 @@ class Guard:
             return bool(value) == self.value
         if isinstance(self.value, int) and not isinstance(value, (int, float)):
             return len(value) == self.value
-        return bool(type(self.value)(value) == self.value if isinstance(value, float) else value == self.value)
+        return bool(
+            type(self.value)(value) == self.value
+            if isinstance(value, float)
+            else value == self.value
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +100,9 @@ class Inputs:
     rebuild: Callable[[list[Any]], tuple[tuple[Any, ...], dict[str, Any]]]
 
     @staticmethod
-    def of(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Inputs:
+    def of(
+        model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
+    ) -> Inputs:
         """Bind a call to the signature of `model.forward`, so that `f(x)` and `f(input=x)` are the same.
 
         Raises:
@@ -78,7 +111,9 @@ class Inputs:
         try:
             bound = inspect.signature(model.forward).bind(*args, **(kwargs or {}))
         except TypeError as error:
-            raise InputError(f"The inputs do not fit {type(model).__name__}.forward: {error}.") from None
+            raise InputError(
+                f"The inputs do not fit {type(model).__name__}.forward: {error}."
+            ) from None
         bound.apply_defaults()
         leaves, spec = pytree.tree_flatten_with_path(dict(bound.arguments))
         places = [i for i, (_, leaf) in enumerate(leaves) if isinstance(leaf, Tensor)]
@@ -138,7 +173,9 @@ class Traced:
                     values[node] = next(tensors)
                 elif node in needed:
                     args_, kwargs_ = _substitute((node.args, node.kwargs), values.__getitem__)
-                    values[node] = _compute(self.root, self.device, node.op, node.target, args_, kwargs_)
+                    values[node] = _compute(
+                        self.root, self.device, node.op, node.target, args_, kwargs_
+                    )
             return all(guard.holds(values[guard.node]) for guard in self.guards)
         except Exception:
             return False  # an operator, or a leaf, that refuses these shapes
@@ -242,7 +279,9 @@ class _Value(fx.Proxy):
         return hash(self.tracer.read(self, value) if self.tracer.alive else value)
 
     def __eq__(self, other: object) -> Any:
-        if not self.tracer.alive:  # left behind in a cache of the user's: never equal to a later key
+        if (
+            not self.tracer.alive
+        ):  # left behind in a cache of the user's: never equal to a later key
             return self is other
         return self.tracer.create_proxy("call_function", operator.eq, (self, other), {})
 
@@ -281,13 +320,33 @@ class _Number(_Value):
 
 def _in_place(name: str) -> Callable[[_Value, Any], Any]:
     def method(self: _Value, other: Any) -> Any:
-        plain = "i" + name if isinstance(self.node.meta["val"], Tensor) else name.strip("_") + "_" * (name in ("and", "or"))
-        return self.tracer.create_proxy("call_function", getattr(operator, plain), (self, other), {})
+        plain = (
+            "i" + name
+            if isinstance(self.node.meta["val"], Tensor)
+            else name.strip("_") + "_" * (name in ("and", "or"))
+        )
+        return self.tracer.create_proxy(
+            "call_function", getattr(operator, plain), (self, other), {}
+        )
 
     return method
 
 
-for _name in "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split():
+for _name in [
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "matmul",
+    "and",
+    "or",
+    "xor",
+    "lshift",
+    "rshift",
+]:
     setattr(_Value, f"__i{_name}__", _in_place(_name))
 
 
@@ -342,7 +401,9 @@ class _Tracer(fx.proxy.TracerBase):
         node.meta.update(val=_substitute(output, lambda n: n.meta["val"]), path="", source=origin)
         guards = tuple(self.guards.values())
         opaque = {path: reason for path, reason in self.opaque.items()}
-        return Traced(self.graph, self.root, self.inputs, guards, opaque, self.constants, self.device)
+        return Traced(
+            self.graph, self.root, self.inputs, guards, opaque, self.constants, self.device
+        )
 
     def root_reason(self, reason: str) -> str:
         name = type(self.model).__name__
@@ -354,12 +415,21 @@ class _Tracer(fx.proxy.TracerBase):
     def call_module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         path = self.module_paths.get(id(module))
         if path is None:  # made in a forward: a slice of a Sequential, or a layer without state
-            if any(id(t) not in self.tensor_paths for t in [*module.parameters(), *module.buffers()]):
-                raise _Untraceable(f"creates a {type(module).__name__} with parameters at {self.source()}")
+            if any(
+                id(t) not in self.tensor_paths for t in [*module.parameters(), *module.buffers()]
+            ):
+                raise _Untraceable(
+                    f"creates a {type(module).__name__} with parameters at {self.source()}"
+                )
             return module.forward(*args, **kwargs)
         if path and (path in self.opaque or self.is_leaf(module, path)):
             return self.create_proxy("call_module", path, args, kwargs)
-        mark = next(reversed(self.graph.nodes)), dict(self.guards), dict(self.opaque), set(self.traced)
+        mark = (
+            next(reversed(self.graph.nodes)),
+            dict(self.guards),
+            dict(self.opaque),
+            set(self.traced),
+        )
         self.stack.append(path)
         try:
             result = module.forward(*args, **kwargs)
@@ -376,7 +446,9 @@ class _Tracer(fx.proxy.TracerBase):
             self.stack.pop()
         if not path:
             raise _Untraceable(reason)
-        if path in mark[3]:  # its first call was traced through: start again, so that every call is a leaf
+        if (
+            path in mark[3]
+        ):  # its first call was traced through: start again, so that every call is a leaf
             raise _Retry(path, reason)
         for node in reversed(self.graph.nodes):
             if node is mark[0]:
@@ -442,16 +514,26 @@ class _Tracer(fx.proxy.TracerBase):
         return (_Number if number else _Value)(node, self)
 
     def create_node(
-        self, kind: str, target: Any, args: Any, kwargs: Any, name: str | None = None, type_expr: Any = None
+        self,
+        kind: str,
+        target: Any,
+        args: Any,
+        kwargs: Any,
+        name: str | None = None,
+        type_expr: Any = None,
     ) -> fx.Node:
         value = self.value_of(kind, target, args, kwargs)
         node = self.graph.create_node(kind, target, args, kwargs, name, type_expr)
         node.meta.update(val=value, path=self.stack[-1], source=self.source())
         return node
 
-    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *_: Any, **__: Any) -> Any:
+    def create_proxy(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *_: Any, **__: Any
+    ) -> Any:
         if not self.alive:
-            raise TraceError("A value left over from a finished trace is used: clear the cache that kept it.")
+            raise TraceError(
+                "A value left over from a finished trace is used: clear the cache that kept it."
+            )
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs))
         return None if node.meta["val"] is None else self.proxy(node)
 
@@ -486,10 +568,14 @@ class _Tracer(fx.proxy.TracerBase):
                 device = torch.device("cpu") if self.device.type == "meta" else self.device
                 module = _real_copy(self.model.get_submodule(path), device)
                 generator = torch.Generator().manual_seed(0)
-                args, kwargs = pytree.tree_map_only(Tensor, lambda t: _materialise(t, generator, device), (args, kwargs))
+                args, kwargs = pytree.tree_map_only(
+                    Tensor, lambda t: _materialise(t, generator, device), (args, kwargs)
+                )
                 return pytree.tree_map_only(Tensor, _to_meta, module(*args, **kwargs))
         except Exception as error:
-            raise _Untraceable(f"{self.opaque[path]}, and its module '{path}' does not run alone: {error}") from first
+            raise _Untraceable(
+                f"{self.opaque[path]}, and its module '{path}' does not run alone: {error}"
+            ) from first
 
     def read(self, proxy: Any, convert: Any) -> Any:
         """What Python reads from `proxy`: recorded as a guard."""
@@ -498,7 +584,11 @@ class _Tracer(fx.proxy.TracerBase):
         value = proxy.node.meta["val"]
         if isinstance(value, Tensor) and convert is not len:
             raise _Untraceable(f"reads tensor data ({convert.__name__}) at {self.source()}")
-        result = convert(value) if callable(convert) and not isinstance(convert, type(value)) else convert
+        result = (
+            convert(value)
+            if callable(convert) and not isinstance(convert, type(value))
+            else convert
+        )
         guard = Guard(proxy.node, result, self.source())
         self.guards.setdefault((proxy.node, f"{type(result).__name__} {result}"), guard)
         return result
@@ -516,7 +606,11 @@ class _Tracer(fx.proxy.TracerBase):
         if isinstance(a, tuple) and hasattr(a, "_fields"):
             return self.create_node("call_function", type(a), tuple(map(self.create_arg, a)), {})
         if is_dataclass(a) and not isinstance(a, type):
-            items = {field.name: self.create_arg(getattr(a, field.name)) for field in fields(a) if field.init}
+            items = {
+                field.name: self.create_arg(getattr(a, field.name))
+                for field in fields(a)
+                if field.init
+            }
             return self.create_node("call_function", type(a), (), items)
         if isinstance(a, dict) and type(a) not in (dict, fx.immutable_collections.immutable_dict):
             return self.create_node("call_function", type(a), (self.create_arg(dict(a)),), {})
@@ -560,7 +654,9 @@ class _Mode(TorchFunctionMode):
             func(*args)
             tracer.create_proxy("call_function", func, args, kwargs)
             return None
-        if not _any_leaf((args, kwargs), lambda a: isinstance(a, fx.Proxy) or id(a) in tracer.tensor_paths):
+        if not _any_leaf(
+            (args, kwargs), lambda a: isinstance(a, fx.Proxy) or id(a) in tracer.tensor_paths
+        ):
             return func(*args, **kwargs)
         if getattr(func, "__name__", "") == "__get__":
             return getattr(tracer.proxy(tracer.create_arg(args[0])), func.__self__.__name__)
@@ -593,7 +689,9 @@ def _tracing(tracer: _Tracer) -> Iterator[None]:
     def set_(module: nn.Module, name: str, value: Any) -> None:
         if tracer.recording() and (name in module._buffers or name in module._parameters):
             own = module._buffers.get(name, module._parameters.get(name))
-            if isinstance(value, fx.Proxy) and _updated(value.node) == tracer.tensor_paths.get(id(own)):
+            if isinstance(value, fx.Proxy) and _updated(value.node) == tracer.tensor_paths.get(
+                id(own)
+            ):
                 return
             raise _Untraceable(f"assigns to the parameter or buffer '{name}' at {tracer.source()}")
         module_setattr(module, name, value)
@@ -608,7 +706,9 @@ def _tracing(tracer: _Tracer) -> Iterator[None]:
 
         @functools.wraps(function)
         def made(*args: Any, **kwargs: Any) -> Any:
-            if tracer.recording() and not _any_leaf((args, kwargs), lambda a: not isinstance(a, plain)):
+            if tracer.recording() and not _any_leaf(
+                (args, kwargs), lambda a: not isinstance(a, plain)
+            ):
                 return tracer.create_proxy("call_function", function, args, kwargs)
             return function(*args, **kwargs)
 
@@ -623,7 +723,9 @@ def _tracing(tracer: _Tracer) -> Iterator[None]:
         return computed
 
     def over_dtype(function: Any) -> Any:
-        return lambda *a: function(*(tracer.read(i, i.node.meta["val"]) if isinstance(i, fx.Proxy) else i for i in a))
+        return lambda *a: function(
+            *(tracer.read(i, i.node.meta["val"]) if isinstance(i, fx.Proxy) else i for i in a)
+        )
 
     with ExitStack() as stack:
         patch = functools.partial(_patched, stack)
@@ -631,7 +733,11 @@ def _tracing(tracer: _Tracer) -> Iterator[None]:
         patch(nn.Module, "__getattr__", get)
         patch(nn.Module, "__setattr__", set_)
         patch(torch.autograd.Function, "apply", classmethod(applied))
-        patch(checkpoint, "_checkpoint_impl", lambda function, args, kwargs, **_: function(*args, **kwargs))
+        patch(
+            checkpoint,
+            "_checkpoint_impl",
+            lambda function, args, kwargs, **_: function(*args, **kwargs),
+        )
         patch(inspect.unwrap(checkpoint.checkpoint), "__dynamo_disable", _uncheckpointed)
         for name in _FACTORIES:
             patch(torch, name, factory(getattr(torch, name)))
@@ -647,7 +753,11 @@ def _patched(stack: ExitStack, owner: Any, name: str, new: Any) -> None:
     missing = object()
     old = owner.__dict__.get(name, missing)
     setattr(owner, name, new)
-    stack.callback(functools.partial(delattr, owner, name) if old is missing else lambda: setattr(owner, name, old))
+    stack.callback(
+        functools.partial(delattr, owner, name)
+        if old is missing
+        else lambda: setattr(owner, name, old)
+    )
 
 
 def _uncheckpointed(function: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -656,7 +766,9 @@ def _uncheckpointed(function: Any = None, *args: Any, **kwargs: Any) -> Any:
     return function(*args, **{k: v for k, v in kwargs.items() if k not in _CHECKPOINT_OPTIONS})
 
 
-def _compute(root: nn.Module, device: torch.device, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+def _compute(
+    root: nn.Module, device: torch.device, kind: str, target: Any, args: Any, kwargs: Any
+) -> Any:
     """The value of one node from the values of its arguments, on the meta device."""
     if kind == "get_attr":
         return functools.reduce(getattr, target.split("."), root)
@@ -667,15 +779,26 @@ def _compute(root: nn.Module, device: torch.device, kind: str, target: Any, args
             return args[1] == f"is_{device.type}"
     if target is torch._C._set_grad_enabled:
         return None
-    if kind == "call_function" and getattr(target, "__module__", "") in ("_operator", "builtins", "math"):
+    if kind == "call_function" and getattr(target, "__module__", "") in (
+        "_operator",
+        "builtins",
+        "math",
+    ):
         return target(*args, **kwargs)
     if kind == "call_method" and target in ("cpu", "cuda") and isinstance(args[0], Tensor):
         return args[0]
-    args, kwargs = map_aggregate((args, kwargs), lambda a: _META if isinstance(a, torch.device) else a)
+    args, kwargs = map_aggregate(
+        (args, kwargs), lambda a: _META if isinstance(a, torch.device) else a
+    )
     args, kwargs = list(args), dict(kwargs)
     if isinstance(kwargs.get("device"), (str, int)):
         kwargs["device"] = _META
-    if kind == "call_method" and target == "to" and len(args) > 1 and isinstance(args[1], (str, int)):
+    if (
+        kind == "call_method"
+        and target == "to"
+        and len(args) > 1
+        and isinstance(args[1], (str, int))
+    ):
         args[1] = _META
     with _META:
         if kind == "call_module":
@@ -689,7 +812,9 @@ def _on_meta(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value if value.device.type == "meta" else _to_meta(value)
     if isinstance(value, (tuple, list, dict)) and not isinstance(value, torch.Size):
-        return pytree.tree_map_only(Tensor, lambda t: t if t.device.type == "meta" else _to_meta(t), value)
+        return pytree.tree_map_only(
+            Tensor, lambda t: t if t.device.type == "meta" else _to_meta(t), value
+        )
     return value
 
 
@@ -704,7 +829,9 @@ def _substitute(tree: Any, value: Callable[[fx.Node], Any]) -> Any:
     if isinstance(tree, dict):
         return {key: _substitute(item, value) for key, item in tree.items()}
     if isinstance(tree, (slice, range)):
-        return type(tree)(*(_substitute(item, value) for item in (tree.start, tree.stop, tree.step)))
+        return type(tree)(
+            *(_substitute(item, value) for item in (tree.start, tree.stop, tree.step))
+        )
     return tree
 
 
@@ -720,7 +847,11 @@ def _any_leaf(tree: Any, test: Callable[[Any], bool]) -> bool:
 
 def _updated(node: fx.Node) -> object:
     """The path of the attribute that `node` is an in-place update of."""
-    while node.op in ("call_function", "call_method") and node.args and isinstance(node.args[0], fx.Node):
+    while (
+        node.op in ("call_function", "call_method")
+        and node.args
+        and isinstance(node.args[0], fx.Node)
+    ):
         if not (
             (node.op == "call_method" and str(node.target).endswith("_"))
             or (node.op == "call_function" and getattr(node.target, "__name__", "") in _IN_PLACE)
@@ -730,7 +861,24 @@ def _updated(node: fx.Node) -> object:
     return node.target if node.op == "get_attr" else None
 
 
-_IN_PLACE = {f"i{name}" for name in "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split()}
+_IN_PLACE = {
+    f"i{name}"
+    for name in [
+        "add",
+        "sub",
+        "mul",
+        "truediv",
+        "floordiv",
+        "mod",
+        "pow",
+        "matmul",
+        "and",
+        "or",
+        "xor",
+        "lshift",
+        "rshift",
+    ]
+}
 
 
 # Copies
@@ -779,7 +927,8 @@ def _hookless(model: nn.Module) -> dict[int, Any]:
         id(table): type(table)()
         for module in model.modules()
         for name, table in module.__dict__.items()
-        if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")) and isinstance(table, dict)
+        if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))
+        and isinstance(table, dict)
     }
 
 
@@ -843,7 +992,10 @@ def _python_random_state() -> Hashable:
 
 @contextmanager
 def _random_states_kept() -> Iterator[None]:
-    numpy, cuda = sys.modules.get("numpy"), torch.cuda.is_available() and torch.cuda.is_initialized()
+    numpy, cuda = (
+        sys.modules.get("numpy"),
+        torch.cuda.is_available() and torch.cuda.is_initialized(),
+    )
     python, cpu = random.getstate(), torch.get_rng_state()
     drawn = numpy.random.get_state() if numpy is not None else None
     devices = torch.cuda.get_rng_state_all() if cuda else []
