@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map
 
 from .axes import Axis, Extent, size
 from .blocks import Source
@@ -103,8 +102,8 @@ def extract(wide: WideModel, config: Mapping[str, int]) -> nn.Module:
     if texts[0] != texts[1]:
         line = next((a for a, b in zip(*texts, strict=False) if a != b), "its end")
         raise ExtractError(
-            f"Cannot extract a network of plain modules: the model's own class does not run at this config, since {why}; "
-            f"nor can a graph stand for it, since it differs between train and eval mode at `{line}`."
+            "Cannot extract a network of plain modules: the model's own class does not run at this "
+            f"config, since {why}; nor can a graph stand for it, since it differs between train and eval mode at `{line}`."
         )
     return _module(network, programs[0], graphs[0])
 
@@ -172,7 +171,8 @@ def _resized(root: nn.Module, value: Callable[[str, Tensor], Tensor]) -> nn.Modu
 
 def _differs(program: Program, wide: WideModel, config: Config) -> str | None:
     """Return why the model's own class, with wider layers, would not compute the subnet; None where it does."""
-    args, kwargs = wide.example
+    inputs = program.traced.inputs
+    args, kwargs = inputs.rebuild([torch.empty_like(t, device="meta") for t in inputs.tensors])
     resized = _resized(program.traced.root, _sized(wide.plan, config))
     try:
         traced = trace(resized, args, kwargs, is_leaf=is_leaf, opaque=program.traced.opaque)
@@ -207,22 +207,3 @@ def _differs(program: Program, wide: WideModel, config: Config) -> str | None:
 def _keep(found: list[Any], argument: Any) -> str:
     found.append(argument)
     return "count"
-
-
-def macs(wide: WideModel, config: Config, input_shape: tuple[int, ...] | None) -> int:
-    """Return the multiply-accumulates of one forward at `config`, counted on the meta device."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    def empty(t: Any) -> Any:
-        if not isinstance(t, Tensor):
-            return t
-        return torch.empty(input_shape or (1, *t.shape[1:]), dtype=t.dtype, device="meta")
-
-    args, kwargs = tree_map(empty, wide.example)
-    program, inputs = wide.program(args, kwargs)
-    network = _resized(program.traced.root, _sized(wide.plan, config))
-    module = _module(network, program, contract(program, config, wide.plan))
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        module(*inputs.tensors)
-    return int(counter.get_total_flops()) // 2

@@ -233,7 +233,10 @@ class _Solver:
         if node.target is operator.getitem and not isinstance(args[0], Typed | None):
             tree: Any = args[0]
             return (tree[args[1]] if self._typed(tree) else value), {}
-        if node.op == "call_function" and node.target in (dict, tuple, list):
+        if isinstance(
+            node.target, type
+        ):  # a dataclass or named tuple is made, which only outputs are
+            self._pin(inputs, OUTPUT)
             return value, {}
         if not any(isinstance(v, Tensor) for v in tree_leaves(value)):
             if inputs and not _harmless(node):

@@ -213,7 +213,10 @@ class _Judge:
                 mode = "train" if program.traced.root.training else "eval"
                 for a, b in zip(mine[0], theirs[0], strict=True):
                     if not _close(a, b):
-                        return f"in {mode} mode the subnet at {_short(config, self.wide.plan)} is not what extract gives"
+                        return (
+                            f"in {mode} mode the subnet at {_short(config, self.wide.plan)} is not "
+                            "what extract gives"
+                        )
                 largest = max(
                     (g.abs().max().item() for g in theirs[1].values() if g.numel()), default=0.0
                 )

@@ -231,7 +231,8 @@ def _default(model: nn.Module) -> Tensor:
     first = next((m for m in model.modules() if isinstance(m, layers)), None)
     if not isinstance(first, nn.Conv2d):
         raise PlanError(
-            f"{type(model).__name__} does not start with a 2-d convolution, so its input is unknown; give example_inputs."
+            f"{type(model).__name__} does not start with a 2-d convolution, so its input is unknown; "
+            "give example_inputs."
         )
     dtype = first.weight.dtype
     return torch.empty((2, first.in_channels, *image), dtype=dtype, device="meta")
