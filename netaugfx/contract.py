@@ -142,7 +142,7 @@ def _with_modules(graph: fx.Graph, network: nn.Module) -> None:
             given = {**dict(zip(BATCH_NORM, node.args, strict=False)), **node.kwargs}
             read = {k: given.get(k) for k in BATCH_NORM[1:5]}
             paths = {
-                n.target.rpartition(".")[0] if n.target.rpartition(".")[2] == k else None
+                str(n.target).rpartition(".")[0] if str(n.target).rpartition(".")[2] == k else None
                 for k, n in read.items()
                 if isinstance(n, fx.Node)
             }
@@ -275,6 +275,9 @@ def _differs(program: Program, wide: WideModel, config: Config) -> str | None:
             n = found[0].meta["val"] if isinstance(found[0], fx.Node) else found[0]
             if n != size(axis, config):
                 return f"{where(b)} would take {n} channels instead of {size(axis, config)}"
+        extra = program.typing.extra.get(a, {})
+        if extra.items() - right[1].items():
+            return f"{where(b)} needs {extra}"
         left, right = fx.node.map_arg((left, right), lambda n: ("node", number[n]))
         if str(left) != str(right):
             return f"{where(b)} then has other arguments"
