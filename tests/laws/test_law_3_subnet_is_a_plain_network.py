@@ -54,8 +54,8 @@ def check_float64(source: Source, growth: Growth) -> None:
     """Outputs and the gradients of shared Parameters agree, element by element."""
     wide, _ = widen_double(source, growth)
     config = config_of(wide, growth)
-    origin = measure.Provenance(wide)
     network = netaugfx.extract(wide, config)
+    origin = measure.Provenance(wide, network)
     inputs = measure.as_double(source.inputs(growth.seed))
     for mode in ("as built", "eval", "train"):
         if mode != "as built":
