@@ -230,7 +230,7 @@ class Provenance:
 
 
 def some_config(wide: Any, seed: int) -> dict[str, int]:
-    """A config: 0 is the largest, 1 grows one width alone, others draw every width."""
+    """A config above the base: 0 is the largest, 1 grows one width alone, others draw every width."""
     draw = random.Random(seed)
     widths = list(wide.widths.values())
     if seed == 0 or not widths:
@@ -238,7 +238,8 @@ def some_config(wide: Any, seed: int) -> dict[str, int]:
     if seed == 1:
         one = draw.choice(widths)
         return {one.name: one.choices[-1]}
-    return {width.name: draw.choice(width.choices) for width in widths}
+    drawn = {width.name: draw.choice(width.choices) for width in widths}
+    return drawn if drawn != wide.base_config else dict(wide.max_config)
 
 
 def without_dropout(model: nn.Module) -> nn.Module:
@@ -268,6 +269,28 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
         "attributes": [sorted(vars(m)) for m in model.modules()],
         "random": torch.get_rng_state(),
     }
+
+
+def structure(model: nn.Module) -> dict[str, Any]:
+    """What two copies of a model have in common, tensors aside; hooks by the names of their functions."""
+    return {
+        "modules": [
+            (name, type(m).__module__, type(m).__qualname__)
+            for name, m in model.named_modules(remove_duplicate=False)
+        ],
+        "training": [m.training for m in model.modules()],
+        "hooks": [
+            (kind, [hook_name(hook) for hook in found])
+            for m in model.modules()
+            for kind, found in hooks(m)
+        ],
+        "attributes": [sorted(vars(m)) for m in model.modules()],
+    }
+
+
+def hook_name(hook: Any) -> str:
+    hook = getattr(hook, "hook", hook)  # torch wraps some when it copies a module
+    return getattr(hook, "__qualname__", type(hook).__qualname__)
 
 
 def hooks(module: nn.Module) -> list[tuple[str, Any]]:

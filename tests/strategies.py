@@ -678,6 +678,10 @@ class NetworkSpec(Spec):
     head: Head | None = None
     output: str = "tensor"
 
+    @property
+    def core(self) -> bool:
+        return True
+
     def build(self, seed: int = 0) -> nn.Module:
         """The network, float32, in training mode but for its frozen norms, its weights random."""
         with torch.random.fork_rng(devices=[]):

@@ -59,6 +59,7 @@ def check_float64(source: Source, growth: Growth) -> None:
     inputs = measure.as_double(source.inputs(growth.seed))
     for mode in ("as built", "eval", "train"):
         if mode != "as built":
+            network = netaugfx.extract(wide, config)  # a pass moves its running statistics
             wide.train(mode == "train")
             network.train(mode == "train")
         found = measure.run(wide.at(config), wide, inputs, seed=5)
