@@ -10,12 +10,14 @@ sequences of products, where a variable may also be cut into a sum or refined in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import gcd, prod
 
 Factor = int | str
-Segment = tuple[Factor, ...]  # factors from the outermost to the innermost; one of them at most is a width
+Segment = tuple[
+    Factor, ...
+]  # factors from the outermost to the innermost; one of them at most is a width
 Axis = tuple[Segment, ...]
 MAX_SEGMENTS = 256  # beyond this an interleaved axis is pinned instead of spelt out
 
@@ -176,6 +178,12 @@ def pin(axis: OpenAxis, reason: str) -> None:
     for v in variables(resolve(axis)):
         if v.reason is None:
             v.reason = reason
+
+
+def settle(axis: OpenAxis) -> None:
+    """Make the variables of `axis` plain numbers: it is no width at all (a kernel's extent)."""
+    for v in variables(resolve(axis)):
+        v.bound = ((v.size,),)
 
 
 def times(outer: int, axis: OpenAxis, inner: int) -> OpenAxis:

@@ -188,6 +188,11 @@ def extend(base: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> 
     return torch.empty(shape).normal_(mean, spread, generator=generator)
 
 
+def own_seed(name: str, seed: int) -> int:
+    """Return a seed of its own for `name`, so that one layer's values do not depend on the others."""
+    return zlib.crc32(name.encode()) ^ (seed & 0xFFFFFFFF)
+
+
 def initial(
     form: Form, base: Tensor, plan: Plan, seed: int, reset: Mapping[str, Tensor] | None
 ) -> Tensor:
@@ -195,7 +200,7 @@ def initial(
     own = (reset or {}).get(form.name.rpartition(".")[2])
     if own is not None and not own.isnan().any():
         return own
-    generator = torch.Generator().manual_seed(zlib.crc32(form.name.encode()) ^ (seed & 0xFFFFFFFF))
+    generator = torch.Generator().manual_seed(own_seed(form.name, seed))
     return extend(base, tuple(size(axis, plan.max_config) for axis in form.axes), generator)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,7 +51,8 @@ def extract_base(model: nn.Module) -> nn.Module:
             memo[id(m)] = copy.deepcopy(m.base, memo)
     if not memo:
         raise ExtractError(
-            f"extract_base: {type(model).__name__} holds no WideModel; give what widen() returned, or a module around it."
+            f"extract_base: {type(model).__name__} holds no WideModel; "
+            "give what widen() returned, or a module around it."
         )
     return copy.deepcopy(inner, memo)
 
@@ -87,7 +89,9 @@ def extract(wide: WideModel, config: Mapping[str, int]) -> nn.Module:
     programs = both_modes(wide)
     why = next((found for p in programs if (found := _differs(p, wide, config))), None)
     network = _resized(wide.base, _values(wide, config))
-    called = {p for p in programs[0].modules if any(True for _ in wide.base.get_submodule(p).buffers())}
+    called = {
+        p for p in programs[0].modules if any(True for _ in wide.base.get_submodule(p).buffers())
+    }
     for path, m in network.named_modules():
         if not any(path == p or path.startswith(f"{p}.") for p in called):
             for room in HOOKS:
@@ -185,7 +189,7 @@ def _differs(program: Program, wide: WideModel, config: Config) -> str | None:
         for path, axis in program.typing.counts.get(a, {}).items():
             found: list[Any] = []
             left = replace_argument(*left, path, lambda _: "count")
-            right = replace_argument(*right, path, lambda x, found=found: found.append(x) or "count")
+            right = replace_argument(*right, path, partial(_keep, found))
             n = found[0].meta["val"] if isinstance(found[0], fx.Node) else found[0]
             if n != size(axis, config):
                 return f"{where(b)} would take {n} channels instead of {size(axis, config)}"
@@ -198,6 +202,11 @@ def _differs(program: Program, wide: WideModel, config: Config) -> str | None:
             if shape != tuple(value.shape):
                 return f"{where(b)} gives {tuple(value.shape)} instead of {shape}"
     return None
+
+
+def _keep(found: list[Any], argument: Any) -> str:
+    found.append(argument)
+    return "count"
 
 
 def macs(wide: WideModel, config: Config, input_shape: tuple[int, ...] | None) -> int:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map
@@ -20,10 +19,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 from .axes import (
     Axis,
     OpenAxis,
-    OpenSegment,
     Var,
     fixed,
     free,
+    length,
     pin,
     resolve,
     variables,
@@ -34,7 +33,16 @@ from .rules import Call, NoRule, Op, Path, Ref, Typed, layer_of, rule_of
 from .trace import Traced
 
 OUTPUT = "it is an output of the network"
-HARMLESS = {"size", "dim", "ndimension", "numel", "nelement", "stride", "is_floating_point", "element_size"}
+HARMLESS = {
+    "size",
+    "dim",
+    "ndimension",
+    "numel",
+    "nelement",
+    "stride",
+    "is_floating_point",
+    "element_size",
+}
 
 
 @dataclass
@@ -83,7 +91,7 @@ def infer(
         names = {v: name for name, v in solver.seeds.items()}
         return plan, [_named(typing, names) for typing in typings]
     solver.keep(keep, traces[0].root)
-    names, first = solver.names()
+    names = solver.names()
     by_name = {name: v for v, name in names.items()}
     for name, reason in pins.items():
         if name not in by_name:
@@ -113,9 +121,7 @@ def infer(
             for name, axes in solver.parameters.items()
             if any(v.reason is None for axis in axes for v in variables(resolve(axis)))
         },
-        contracted={
-            name: tuple(sorted(axes)) for name, axes in solver.summed.items()
-        },
+        contracted={name: tuple(sorted(axes)) for name, axes in solver.summed.items()},
         fills=solver.fills,
         opaque=opaque,
         elastic_share=share,
@@ -191,7 +197,7 @@ class _Solver:
             if node.op.startswith("call"):
                 for t in self._typed(result):
                     self.touched += [(path, axis) for axis in t.axes]
-                for argument in node.all_input_nodes:
+                for argument in (n for n in node.all_input_nodes if n.op != "get_attr"):
                     for t in self._typed(typed[argument]):
                         self.touched += [(path, axis) for axis in t.axes]
         typing.axes = {node: _axes(tree) for node, tree in typed.items()}
@@ -213,7 +219,9 @@ class _Solver:
         if node.op == "placeholder":
             return _plain(value), {}
         if node.op == "get_attr":
-            found = None if str(node.target) in traced.constants else self.parameter(str(node.target))
+            found = (
+                None if str(node.target) in traced.constants else self.parameter(str(node.target))
+            )
             return (found or _plain(value)), {}
         args, kwargs = map_arg((node.args, node.kwargs), lambda n: typed[n])
         inputs = self._typed((args, kwargs))
@@ -223,9 +231,8 @@ class _Solver:
                     pin(axis, OUTPUT)
             return None, {}
         if node.target is operator.getitem and not isinstance(args[0], Typed | None):
-            if not self._typed(args[0]):
-                return value, {}
-            return args[0][args[1]], {}
+            tree: Any = args[0]
+            return (tree[args[1]] if self._typed(tree) else value), {}
         if node.op == "call_function" and node.target in (dict, tuple, list):
             return value, {}
         if not any(isinstance(v, Tensor) for v in tree_leaves(value)):
@@ -272,8 +279,12 @@ class _Solver:
                 _check(axes, value)
             except NoRule:
                 rule = None
-            except Exception as error:  # a rule that fails must not stop inference: its operator is pinned
-                self._pin(op.tensors, f"{op.where}: its rule failed ({type(error).__name__}: {error})")
+            except (
+                Exception
+            ) as error:  # a rule that fails must not stop inference: its operator is pinned
+                self._pin(
+                    op.tensors, f"{op.where}: its rule failed ({type(error).__name__}: {error})"
+                )
                 return _plain(value), {}
         if rule is None:
             extra = []
@@ -338,17 +349,18 @@ class _Solver:
         for glob in globs:
             under = {p for p in paths if fnmatchcase(p, glob)}
             if not under:
-                raise PlanError(f"keep: no module matches {glob!r}; modules are {', '.join(paths[:8])} ...")
+                raise PlanError(
+                    f"keep: no module matches {glob!r}; modules are {', '.join(paths[:8])} ..."
+                )
             for name, axes in self.parameters.items():
                 owner = name.rpartition(".")[0]
                 if any(owner == p or owner.startswith(f"{p}.") for p in under):
                     for axis in axes:
                         pin(axis, f"it is kept by keep={glob!r}")
 
-    def names(self) -> tuple[dict[Var, str], dict[Var, str]]:
+    def names(self) -> dict[Var, str]:
         """Name every variable after the first layer that has it, with an index where that layer has several."""
         names: dict[Var, str] = {}
-        first: dict[Var, str] = {}
         for parameter, axes in self.parameters.items():
             owner = parameter.rpartition(".")[0] or parameter
             for i, axis in enumerate(axes):
@@ -356,14 +368,13 @@ class _Solver:
                 new = [v for v in distinct if v not in names]
                 for v in new:
                     name = owner if len(distinct) == 1 else f"{owner}[{distinct.index(v)}]"
-                    if name in first.values():
+                    if name in names.values():
                         name = f"{parameter}:{i}" + (
                             f"[{distinct.index(v)}]" if len(distinct) > 1 else ""
                         )
-                    names[v], first[v] = name, name
+                    names[v] = name
         touching = {v for _, axis in self.touched for v in variables(resolve(axis))}
-        names = {v: n for v, n in names.items() if v in touching or v.reason is None}
-        return names, first
+        return {v: n for v, n in names.items() if v in touching or v.reason is None}
 
     def kinds(self, traces: Sequence[Traced]) -> dict[Var, str]:
         """Tell for every variable whether it lies wholly within one block."""
@@ -418,7 +429,11 @@ def where(node: fx.Node) -> str:
     source = node.meta.get("source", "unknown source")
     if node.op == "call_module":
         return f"'{node.target}' ({source})"
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
+    name = (
+        node.target
+        if isinstance(node.target, str)
+        else getattr(node.target, "__name__", node.target)
+    )
     return f"{name}() ({source})"
 
 
@@ -428,9 +443,7 @@ def _harmless(node: fx.Node) -> bool:
     if node.op != "call_function":
         return False
     name = getattr(node.target, "__name__", "")
-    if node.target in (getattr, len, isinstance) or name in HARMLESS | {"_assert", "is_tensor"}:
-        return True
-    return False
+    return node.target in (getattr, len, isinstance) or name in HARMLESS | {"_assert", "is_tensor"}
 
 
 def _altered(module: nn.Module) -> bool:
@@ -440,7 +453,8 @@ def _altered(module: nn.Module) -> bool:
 
 def _derived(node: fx.Node) -> frozenset[Path]:
     found: set[Path] = set()
-    for key, argument in [*enumerate(node.args), *node.kwargs.items()]:
+    arguments: list[tuple[str | int, Any]] = [*enumerate(node.args), *node.kwargs.items()]
+    for key, argument in arguments:
         if isinstance(argument, fx.Node):
             found.add((key,))
         elif isinstance(argument, Sequence) and not isinstance(argument, str):
@@ -458,10 +472,10 @@ def _plain(value: Any) -> Any:
 def _check(axes: Any, value: Any) -> None:
     if not isinstance(value, Tensor):
         return
-    from .axes import length
-
     if tuple(length(axis) for axis in axes) != tuple(value.shape):
-        raise ValueError(f"it gave lengths {[length(a) for a in axes]} for shape {list(value.shape)}")
+        raise ValueError(
+            f"it gave lengths {[length(a) for a in axes]} for shape {list(value.shape)}"
+        )
 
 
 def _join(value: Any, axes: Any) -> Any:
@@ -473,7 +487,9 @@ def _join(value: Any, axes: Any) -> Any:
 
 def _axes(tree: Any) -> Any:
     return tree_map(
-        lambda t: t.axes if isinstance(t, Typed) else None, tree, is_leaf=lambda t: isinstance(t, Typed)
+        lambda t: t.axes if isinstance(t, Typed) else None,
+        tree,
+        is_leaf=lambda t: isinstance(t, Typed),
     )
 
 
@@ -533,11 +549,8 @@ def _named(typing: Typing, names: Mapping[Var, str]) -> Typing:
         return {p: a for p, a in named.items() if any(isinstance(f, str) for s in a for f in s)}
 
     def call(c: Call) -> Call:
-        return replace_call(c, elastic(c.counts))
-
-    def replace_call(c: Call, counts: dict[Path, Axis]) -> Call:
         args = tuple(call(a) if isinstance(a, Call) else a for a in c.args)
-        return Call(c.target, args, dict(c.kwargs), counts)  # type: ignore[arg-type]
+        return Call(c.target, args, dict(c.kwargs), elastic(c.counts))
 
     return Typing(
         axes={node: tree(axes) for node, axes in typing.axes.items()},
@@ -555,6 +568,3 @@ def _is_axis(x: Any) -> bool:
             isinstance(s, tuple) and bool(s) and all(isinstance(f, int | Var) for f in s) for s in x
         )
     )
-
-
-__all__ = ["OUTPUT", "Typing", "infer", "where", "OpenSegment", "Width", "replace", "torch"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .blocks import Rooms
-from .errors import ConfigError, GuardError
+from .errors import ConfigError
 from .infer import infer
 from .plan import KINDS, Config, Plan, Width
 from .rewrite import Bound, Program, rewrite
@@ -92,7 +91,7 @@ class WideModel(nn.Module):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._forget()
 
     def _forget(self) -> None:
@@ -180,12 +179,16 @@ class WideModel(nn.Module):
         kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
         for kind in kinds:
             if kind not in KINDS:
-                raise ConfigError(f"No width has the kind {kind!r}; kinds are {' and '.join(KINDS)}.")
+                raise ConfigError(
+                    f"No width has the kind {kind!r}; kinds are {' and '.join(KINDS)}."
+                )
         own = generator is None
         if generator is None:
             generator = torch.Generator()
             generator.set_state(self._generator_state)
-        draws = torch.rand(len(self.plan.widths), generator=generator, device=generator.device).tolist()
+        draws = torch.rand(
+            len(self.plan.widths), generator=generator, device=generator.device
+        ).tolist()
         if own:
             self._generator_state = generator.get_state()
         return Config(
@@ -254,6 +257,7 @@ class WideModel(nn.Module):
         recalibration of the same config. The base's statistics are not touched.
 
         Args:
+            config: The subnet's config.
             batches: Inputs of the forward: a tensor, a tuple of positional arguments, or a dict of keyword ones.
 
         Raises:
@@ -292,6 +296,7 @@ class WideModel(nn.Module):
         """Return the multiply-accumulates of one forward at `config`, as `torch.utils.flop_counter` counts them.
 
         Args:
+            config: The subnet's config.
             input_shape: The shape of the input, batch included, for a model with one tensor input; else the
                 example's, with a batch of one.
         """
@@ -337,6 +342,3 @@ def _reserved() -> Iterator[str]:
     while True:
         yield name
         name += "_"
-
-
-__all__ = ["GuardError", "Subnet", "WideModel", "arguments", "copy"]

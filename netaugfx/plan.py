@@ -129,16 +129,18 @@ class Plan:
         Raises:
             ConfigError: An unknown width, or a size that is not one of its choices.
         """
-        if isinstance(sizes, Config) and sizes._sizes.keys() == self.base_config._sizes.keys():
-            if all(sizes[w.name] in w.choices for w in self.widths):
-                return sizes
+        known = isinstance(sizes, Config) and sizes._sizes.keys() == self.base_config._sizes.keys()
+        if known and all(sizes[w.name] in w.choices for w in self.widths):
+            return sizes  # type: ignore[return-value]
         whole = dict(self.base_config)
         for name, n in sizes.items():
             if name not in whole:
                 near = difflib.get_close_matches(str(name), whole, 3)
                 hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
                 why = f" (it is pinned: {self.pinned[name]})" if name in self.pinned else ""
-                raise ConfigError(f"No width is called {name!r}{why}{hint or '; see describe(plan).'}")
+                raise ConfigError(
+                    f"No width is called {name!r}{why}{hint or '; see describe(plan).'}"
+                )
             if n not in self.by_name[name].choices:
                 choices = ", ".join(map(str, self.by_name[name].choices))
                 raise ConfigError(f"Width {name!r} cannot be {n!r}: its choices are {choices}.")
@@ -171,14 +173,16 @@ class Plan:
                 **{k: raw[k] for k in ("pinned", "fills", "opaque", "elastic_share")},
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise PlanError(f"Not a plan: {error!r}. Expected the text of Plan.to_json().") from error
+            raise PlanError(
+                f"Not a plan: {error!r}. Expected the text of Plan.to_json()."
+            ) from error
 
     def __str__(self) -> str:
         lines = [f"{len(self.widths)} widths, elastic share {self.elastic_share:.3f}"]
-        for w in self.widths:
-            lines.append(
-                f"  {w.name}: {w.kind}, {' '.join(map(str, w.choices))}; {', '.join(w.layers)}"
-            )
+        lines += [
+            f"  {w.name}: {w.kind}, {' '.join(map(str, w.choices))}; {', '.join(w.layers)}"
+            for w in self.widths
+        ]
         lines += [f"  {name}: pinned, {reason}" for name, reason in self.pinned.items()]
         lines += [f"  {path}: opaque, {reason}" for path, reason in self.opaque.items()]
         return "\n".join(lines)
@@ -202,8 +206,10 @@ def with_choices(
     `divisor`; factor 3 and diversity 2 give w, 2w, 3w.
 
     Args:
-        factor, diversity: A number, or a mapping from a kind or a width-name glob to one (the name wins over
-            the kind; what no key covers has the default, 3.0 and 2).
+        plan: Its widths; the sizes that it has are replaced.
+        factor: The largest size over the base size: a number, or a mapping from a kind or a width-name glob to one (the name wins over
+            the kind; what no key covers has the default).
+        diversity: The number of sizes above the base; likewise.
         choices: Ratios (floats) or sizes (ints) outright, or a mapping likewise; it wins over the factor.
         max_config: The largest size of each width; widths that it leaves out do not grow.
         divisor: Sizes above the base are rounded to the nearest multiple of it that is not below the base.
@@ -231,11 +237,15 @@ def with_choices(
             if max_config is not None:
                 r = max_config.get(width.name, width.base) / width.base
             if not isinstance(r, int | float) or not r >= 1 or r == float("inf"):
-                raise PlanError(f"factor must be a number from 1 on; {r!r} came for {width.name!r}.")
+                raise PlanError(
+                    f"factor must be a number from 1 on; {r!r} came for {width.name!r}."
+                )
             if not isinstance(s, int) or s < 1:
                 raise PlanError(f"diversity must be a whole number from 1 on; {s!r} came.")
             step = (r - 1) / s
-            sizes = [_rounded(width.base * (1 + i * step), width.base, divisor) for i in range(1, s + 1)]
+            sizes = [
+                _rounded(width.base * (1 + i * step), width.base, divisor) for i in range(1, s + 1)
+            ]
             if max_config is not None and r > 1:
                 sizes = [*(n for n in sizes if n < max_config[width.name]), max_config[width.name]]
         widths.append(replace(width, choices=tuple(sorted({width.base, *sizes}))))
@@ -250,7 +260,9 @@ def _rounded(n: float, base: int, divisor: int) -> int:
 def _explicit(width: Width, choice: float) -> int:
     n = choice if isinstance(choice, int) else round(choice * width.base)
     if n < width.base:
-        hint = " (whole numbers are sizes; write 2.0 for a ratio)" if isinstance(choice, int) else ""
+        hint = (
+            " (whole numbers are sizes; write 2.0 for a ratio)" if isinstance(choice, int) else ""
+        )
         raise PlanError(
             f"choices: {choice!r} is below the base size {width.base} of {width.name!r}{hint}."
         )

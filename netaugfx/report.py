@@ -15,7 +15,9 @@ def describe(wide_or_plan: WideModel | Plan) -> str:
     rows += [(w.name, w.kind, " ".join(map(str, w.choices)), _few(w.layers)) for w in plan.widths]
     lengths = [max(len(row[i]) for row in rows) for i in range(3)]
     lines = [
-        "  ".join((*(cell.ljust(n) for cell, n in zip(row[:3], lengths, strict=True)), row[3])).rstrip()
+        "  ".join(
+            (*(cell.ljust(n) for cell, n in zip(row[:3], lengths, strict=True)), row[3])
+        ).rstrip()
         for row in rows
     ]
     if plan.pinned:

@@ -75,7 +75,9 @@ class Bound:
         self.device = next((p.device for p in base.parameters()), torch.device("cpu"))
         self.sources: list[Callable[[], Tensor | None]] = []
         for site in program.sites:
-            source: Callable[[], Tensor | None] = Source(site.name, plan, config, base, rooms, cache)
+            source: Callable[[], Tensor | None] = Source(
+                site.name, plan, config, base, rooms, cache
+            )
             if statistics is not None and site.name in statistics:
                 source = partial(statistics.get, site.name)
             self.sources.append(partial(_copy, source) if site.private else source)
@@ -154,11 +156,14 @@ class _Rewriter:
 
     def node(self, node: fx.Node) -> fx.Node:
         traced, graph = self.program.traced, self.graph
+        args: Any
+        kwargs: Any
         args, kwargs = map_arg((node.args, node.kwargs), lambda n: self.new[n])
         if node.op == "placeholder":
             return graph.create_node("placeholder", node.target, args, kwargs, name=node.name)
         if node.op == "output":
-            return graph.output(args[0])
+            made: fx.Node = graph.output(args[0])
+            return made
         if node.op == "get_attr":
             target = str(node.target)
             if target in traced.constants:
@@ -167,13 +172,11 @@ class _Rewriter:
         if node.op == "call_module":
             return self._module(node, args, kwargs)
         for path, axis in self.program.typing.counts.get(node, {}).items():
-            args, kwargs = replace_argument(
-                args, kwargs, path, lambda original, axis=axis: self._count(axis, original)
-            )
+            args, kwargs = replace_argument(args, kwargs, path, partial(self._count, axis))
         if node.op == "call_method":
             return graph.create_node("call_method", node.target, args, kwargs, name=node.name)
-        target = SUBNET_FORMS.get(node.target, node.target)
-        return self._call(target, args, kwargs, node.name)
+        function: Any = node.target
+        return self._call(SUBNET_FORMS.get(function, function), args, kwargs, node.name)
 
     def _module(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
         path = str(node.target)
@@ -206,9 +209,7 @@ class _Rewriter:
         new_args: Any = tuple(args)
         kwargs: Any = dict(call.kwargs)
         for at, axis in inferred.counts.items():
-            new_args, kwargs = replace_argument(
-                new_args, kwargs, at, lambda original, axis=axis: self._count(axis, original)
-            )
+            new_args, kwargs = replace_argument(new_args, kwargs, at, partial(self._count, axis))
         return self._call(SUBNET_FORMS.get(call.target, call.target), new_args, kwargs, name)
 
     def _call(self, target: Any, args: Any, kwargs: Any, name: str | None = None) -> fx.Node:
@@ -240,7 +241,11 @@ class _Rewriter:
         if leaf not in self.program.traced.root.get_submodule(owner_path)._buffers:
             return False
         for user in node.users:
-            name = user.target if isinstance(user.target, str) else getattr(user.target, "__name__", "")
+            name = (
+                user.target
+                if isinstance(user.target, str)
+                else getattr(user.target, "__name__", "")
+            )
             if user.target in SUBNET_FORMS:
                 continue
             if user.op == "output" or rule_of(user.target) is None or name.endswith("_"):
@@ -250,7 +255,9 @@ class _Rewriter:
         return False
 
 
-def replace_argument(args: Any, kwargs: Any, path: Path, make: Callable[[Any], Any]) -> tuple[Any, Any]:
+def replace_argument(
+    args: Any, kwargs: Any, path: Path, make: Callable[[Any], Any]
+) -> tuple[Any, Any]:
     """Return the arguments with `make(original)` at `path`."""
     if isinstance(path[0], int):
         changed = list(args)
@@ -267,10 +274,15 @@ def _inside(value: Any, path: Path, make: Callable[[Any], Any]) -> Any:
         bounds = {"start": value.start, "stop": value.stop, "step": value.step}
         bounds[str(step)] = make(bounds[str(step)])
         return slice(bounds["start"], bounds["stop"], bounds["step"])
-    assert isinstance(value, Sequence) and isinstance(step, int)
+    assert isinstance(value, Sequence)
+    assert isinstance(step, int)
     items = list(value)
     items[step] = _inside(items[step], path[1:], make)
     return tuple(items) if isinstance(value, tuple) else items
+
+
+def _instead(n: int, _: Any) -> int:
+    return n
 
 
 def contract(program: Program, config: Config, plan: Plan) -> fx.Graph:
@@ -288,9 +300,8 @@ def contract(program: Program, config: Config, plan: Plan) -> fx.Graph:
         args, kwargs = map_arg((origin.args, origin.kwargs), lambda n: new[n])
         if not at_base:
             for path, axis in program.typing.counts.get(origin, {}).items():
-                args, kwargs = replace_argument(
-                    args, kwargs, path, lambda _, axis=axis: size(axis, config)
-                )
+                n = size(axis, config)
+                args, kwargs = replace_argument(args, kwargs, path, partial(_instead, n))
         made = graph.create_node(origin.op, origin.target, args, kwargs, name=origin.name)
         made.meta.update(origin.meta)
         new[origin] = made

@@ -23,7 +23,14 @@ from .rewrite import Program
 
 TOLERANCE = 1e-9  # in float64, relative to the largest entry
 SIDE = 64  # pixels
-RANDOM = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
+RANDOM = {
+    F.dropout,
+    F.dropout1d,
+    F.dropout2d,
+    F.dropout3d,
+    F.alpha_dropout,
+    F.feature_alpha_dropout,
+}
 NOISE = {"rand_like", "randn_like", "bernoulli", "bernoulli_", "normal_", "uniform_", "rrelu"}
 
 
@@ -43,7 +50,9 @@ class Report:
         return "; ".join(f"law {n}: {text}" for n, text in self.failures.items())
 
 
-def verify(wide: WideModel, configs: Iterable[Mapping[str, int]] | None = None, seed: int = 0) -> Report:
+def verify(
+    wide: WideModel, configs: Iterable[Mapping[str, int]] | None = None, seed: int = 0
+) -> Report:
     """Check laws 2, 3 and 4 by numbers, in float64, on random inputs shaped as the example; `wide` is not changed.
 
     2: the base computes the same before and after a subnet ran, and a subnet's pass leaves its buffers alone.
@@ -52,7 +61,9 @@ def verify(wide: WideModel, configs: Iterable[Mapping[str, int]] | None = None, 
        subnet are what the base computes.
 
     Args:
+        wide: What to check.
         configs: What to try; the largest config and a random one where not given.
+        seed: Of inputs and of the random config.
 
     Returns:
         A report that is true if the laws hold.
@@ -61,7 +72,9 @@ def verify(wide: WideModel, configs: Iterable[Mapping[str, int]] | None = None, 
         VerifyError: The model has no values (it is on the meta device).
     """
     if any(p.device.type == "meta" for p in wide.parameters()):
-        raise VerifyError("verify needs values: the model is on the meta device; use verify=False there.")
+        raise VerifyError(
+            "verify needs values: the model is on the meta device; use verify=False there."
+        )
     generator = torch.Generator().manual_seed(seed)
     chosen = (
         (wide.max_config, wide.sample(generator))
@@ -79,7 +92,13 @@ def verify(wide: WideModel, configs: Iterable[Mapping[str, int]] | None = None, 
                         found = check(config)
                     except ExtractError as error:
                         found = None if law == 3 else str(error)
-                    except (NetAugFXError, RuntimeError, ValueError, TypeError, IndexError) as error:
+                    except (
+                        NetAugFXError,
+                        RuntimeError,
+                        ValueError,
+                        TypeError,
+                        IndexError,
+                    ) as error:
                         found = f"{type(error).__name__}: {str(error).splitlines()[0]}"
                     if found:
                         failures[law] = found
@@ -121,7 +140,9 @@ class _Judge:
                 if type(m).__name__ in ("DropPath", "StochasticDepth") and hasattr(m, name):
                     setattr(m, name, 0.0)
         device = next((p.device for p in wide.parameters()), torch.device("cpu"))
-        self.base = copy.deepcopy(self.wide.base)  # law 4 runs its graph, which may update its buffers
+        self.base = copy.deepcopy(
+            self.wide.base
+        )  # law 4 runs its graph, which may update its buffers
         self.generator = torch.Generator().manual_seed(seed)
 
         def fresh(t: Any, side: int | None) -> Any:
@@ -134,7 +155,10 @@ class _Judge:
                 return torch.zeros(shape, dtype=t.dtype, device=device)
             return torch.randn(shape, generator=self.generator, dtype=torch.float64).to(device)
 
-        for side in (SIDE, None):  # a smaller image where the model takes one: the laws do not depend on it
+        for side in (
+            SIDE,
+            None,
+        ):  # a smaller image where the model takes one: the laws do not depend on it
             self.args, self.kwargs = tree_map(lambda t, side=side: fresh(t, side), wide.example)
             self.wide.__dict__["example"] = tree_map(
                 lambda t: t.to("meta") if isinstance(t, Tensor) else t, (self.args, self.kwargs)
@@ -190,10 +214,14 @@ class _Judge:
                 for a, b in zip(mine[0], theirs[0], strict=True):
                     if not _close(a, b):
                         return f"in {mode} mode the subnet at {_short(config, self.wide.plan)} is not what extract gives"
-                largest = max((g.abs().max().item() for g in theirs[1].values() if g.numel()), default=0.0)
+                largest = max(
+                    (g.abs().max().item() for g in theirs[1].values() if g.numel()), default=0.0
+                )
                 for name, g in mine[1].items():
                     other = self.base_part(name, theirs[1].get(name), config)
-                    if other is not None and (g - other).abs().max() > TOLERANCE * max(largest, 1e-30):
+                    if other is not None and (g - other).abs().max() > TOLERANCE * max(
+                        largest, 1e-30
+                    ):
                         return f"in {mode} mode the gradient of '{name}' is not that of the extracted network"
         return None
 
@@ -204,9 +232,9 @@ class _Judge:
     def law_4(self, config: Config) -> str | None:
         wide, plan = self.wide, self.wide.plan
         with torch.no_grad():
-            for name, axes in plan.contracted.items():
+            for name, summed in plan.contracted.items():
                 path, _, leaf = name.rpartition(".")
-                for axis in axes:
+                for axis in summed:
                     block = wide.rooms.room(path)._parameters.get(f"{leaf}_axis{axis}")
                     if block is not None:
                         block.zero_()
@@ -224,14 +252,17 @@ class _Judge:
             with torch.no_grad():
                 torch.manual_seed(0)
                 first = _Run(base, program.traced.graph)
+                kept = {n: b.clone() for n, b in base.named_buffers()}
                 first.run(*tensors)
+                for n, b in base.named_buffers():
+                    b.copy_(kept[n])
                 torch.manual_seed(0)
                 second = _Run(nn.Module(), program.graph)
                 second.run(wide.bound(program, config), *tensors)
             for node, value in second.values.items():
-                origin = node.meta.get("origin")
-                axes = program.typing.axes.get(origin) if origin is not None else None
-                if not isinstance(value, Tensor) or axes is None or origin.op in ("get_attr", "output"):
+                origin: Any = node.meta.get("origin")
+                axes = program.typing.axes.get(origin)
+                if not isinstance(value, Tensor) or axes is None or origin.op == "get_attr":
                     continue
                 expected = first.values[origin]
                 found = _base_part(value, axes, plan, config, cache)
@@ -258,7 +289,8 @@ class _Judge:
             found = _output_tensors(run(*self.args, **self.kwargs))
             generator = torch.Generator().manual_seed(1)
             weights = [
-                torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.device) for t in found
+                torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.device)
+                for t in found
             ]
             terms = [(t * w).sum() for t, w in zip(found, weights, strict=True) if t.requires_grad]
             if not terms or not named:
@@ -307,9 +339,12 @@ def _noisy(program: Program, plan: Plan) -> bool:
     for node in program.traced.graph.nodes:
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
         axes = program.typing.axes.get(node)
-        if name in NOISE and isinstance(axes, tuple) and any(True for a in axes for _ in widths_of(a)):
+        if (
+            name in NOISE
+            and isinstance(axes, tuple)
+            and any(True for a in axes for _ in widths_of(a))
+        ):
             return True
-    del plan
     return False
 
 
@@ -321,7 +356,9 @@ def _base_part(
             if axis not in cache:
                 cache[axis] = extent(axis, plan.base_config, config, plan.max_config)
             if cache[axis].length != t.shape[i]:
-                raise ValueError(f"an axis has {t.shape[i]} channels where {cache[axis].length} were planned")
+                raise ValueError(
+                    f"an axis has {t.shape[i]} channels where {cache[axis].length} were planned"
+                )
             t = t.index_select(i, torch.tensor(cache[axis].base_positions(), device=t.device))
     return t
 
@@ -347,6 +384,5 @@ def _short(config: Config, plan: Plan) -> str:
 
 @contextmanager
 def _random_state_kept() -> Iterator[None]:
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=list(devices)):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         yield

@@ -13,14 +13,15 @@ from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .axes import size
-from .blocks import Rooms, create, form, initial
+from .blocks import Rooms, create, form, initial, own_seed
 from .errors import NetAugFXError, PinnedError, PlanError, TraceError, VerifyError
 from .infer import OUTPUT, infer
 from .model import WideModel, arguments
 from .plan import Amount, Plan, with_choices
 from .rules import is_leaf, resize
 from .trace import Traced, trace
-from .verify import culprits, verify as check
+from .verify import culprits
+from .verify import verify as check
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -98,7 +99,9 @@ def widen(
     if plan is not None:
         extra = set(plan_arguments) - {"example_inputs"}
         if extra:
-            raise TypeError(f"widen: with a plan, {', '.join(sorted(extra))} say nothing; make the plan with them.")
+            raise TypeError(
+                f"widen: with a plan, {', '.join(sorted(extra))} say nothing; make the plan with them."
+            )
     example_inputs = plan_arguments.pop("example_inputs", None)
     keep, strict = _globs(plan_arguments.pop("keep", ())), plan_arguments.pop("strict", False)
     unknown = set(plan_arguments) - {"factor", "diversity", "choices", "max_config", "divisor"}
@@ -118,7 +121,9 @@ def widen(
         if not made.widths:
             reasons = sorted({*made.pinned.values(), *made.opaque.values()})
             raise PlanError(
-                f"Nothing can grow in {type(model).__name__}: " + ("; ".join(reasons[:5]) or "it has no layers") + "."
+                f"Nothing can grow in {type(model).__name__}: "
+                + ("; ".join(reasons[:5]) or "it has no layers")
+                + "."
             )
         wide = _allocate(model, made, example, seed)
         if not verify:
@@ -129,7 +134,9 @@ def widen(
             return wide
         found = culprits(probe)
         if not found or plan is not None:
-            raise VerifyError(f"{type(model).__name__}: {report}. Widths found at fault: {found or 'none'}.")
+            raise VerifyError(
+                f"{type(model).__name__}: {report}. Widths found at fault: {found or 'none'}."
+            )
         pins.update(dict.fromkeys(found, f"verification failed: {report}"))
 
 
@@ -140,7 +147,9 @@ def _probe(made: Plan) -> Plan:
     same base size are told apart.
     """
     widths = [
-        replace(w, choices=(w.base, w.base + 1 + i % 3, w.base + 4 + i % 3)) if len(w.choices) > 1 else w
+        replace(w, choices=(w.base, w.base + 1 + i % 3, w.base + 4 + i % 3))
+        if len(w.choices) > 1
+        else w
         for i, w in enumerate(made.widths)
     ]
     return replace(made, widths=tuple(widths))
@@ -174,11 +183,17 @@ def _traces(model: nn.Module, example_inputs: Any) -> tuple[list[Traced], Exampl
     if not isinstance(model, nn.Module):
         raise TraceError(f"A torch.nn.Module was expected; {type(model).__name__} came.")
     if isinstance(model, WideModel):
-        raise PlanError("The model is wide already; give the user's own model, or extract_base(it).")
-    args, kwargs = _on_meta(arguments(_default(model) if example_inputs is None else example_inputs))
+        raise PlanError(
+            "The model is wide already; give the user's own model, or extract_base(it)."
+        )
+    args, kwargs = _on_meta(
+        arguments(_default(model) if example_inputs is None else example_inputs)
+    )
     leaves = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     examples = [(args, kwargs)]
-    if leaves and all(t.dim() > 1 and t.shape[0] == 1 for t in leaves):  # a norm cannot train on a batch of one
+    if leaves and all(
+        t.dim() > 1 and t.shape[0] == 1 for t in leaves
+    ):  # a norm cannot train on a batch of one
         examples.insert(0, _on_meta((args, kwargs), batch=2))
     for last, (a, k) in zip((False, True)[-len(examples) :], examples, strict=True):
         try:
@@ -275,14 +290,14 @@ def _reset(module: nn.Module, path: str, made: Plan, seed: int) -> dict[str, Ten
         axes = made.axes.get(f"{path}.{leaf}" if path else leaf)
         shape = t.shape if axes is None else [size(axis, made.max_config) for axis in axes]
         kind = torch.float32 if t.is_floating_point() else t.dtype
-        empty = torch.full(shape, float("nan") if t.is_floating_point() else 0, dtype=kind, device=device)
+        empty = torch.full(
+            shape, float("nan") if t.is_floating_point() else 0, dtype=kind, device=device
+        )
         memo[id(t)] = nn.Parameter(empty) if isinstance(t, nn.Parameter) else empty
     largest: Any = copy.deepcopy(module, memo)
     resize(largest)
-    import zlib
-
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(zlib.crc32(path.encode()) ^ (seed & 0xFFFFFFFF))
+        torch.default_generator.manual_seed(own_seed(path, seed))
         try:
             largest.reset_parameters()
         except (RuntimeError, ValueError, TypeError, AttributeError):

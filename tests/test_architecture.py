@@ -18,6 +18,8 @@ ORDER = [
     "errors",
     "axes",
     "plan",
+    "meta",
+    "proxy",
     "trace",
     "rules",
     "infer",

@@ -24,19 +24,20 @@ def convolution(op: Op) -> tuple[OpenAxis, ...]:
     channel = len(x.axes) - rank - 1
     channels = x.axes[channel]
     inputs, outputs = x.value.shape[channel], weight.value.shape[0]
-    op.pin(*x.axes[channel + 1 :], *weight.axes[2:], why="slides over it")
+    op.pin(*x.axes[channel + 1 :], why="slides over it")
+    op.settle(*weight.axes[2:])
     if groups == 1:
-        op.unify(channels, weight.axes[1])
+        op.follow(weight.axes[1], channels)
         op.contracted(weight, 1)
     elif weight.value.shape[1] == 1:
         op.unify(times(1, channels, outputs // inputs), weight.axes[0])
-        op.pin(weight.axes[1])
+        op.settle(weight.axes[1])
         op.count(op.path("groups", *CONV), channels)
     else:
         number = Var(groups)
         op.unify(channels, ((number, inputs // groups),))
         op.unify(weight.axes[0], ((number, outputs // groups),))
-        op.pin(weight.axes[1], why="has groups of a fixed width")
+        op.settle(weight.axes[1])
         op.count(op.path("groups", *CONV), ((number,),))
     if bias is not None:
         op.unify(weight.axes[0], bias.axes[0])
@@ -53,7 +54,7 @@ def linear(op: Op) -> tuple[OpenAxis, ...]:
     """The last axis of the input is axis 1 of the weight; the last of the result is axis 0."""
     a = op.bind(*LINEAR)
     x, weight, bias = a["input"], a["weight"], a["bias"]
-    op.unify(x.axes[-1], weight.axes[-1])
+    op.follow(weight.axes[-1], x.axes[-1])
     op.contracted(weight, len(weight.axes) - 1)
     if bias is not None:
         op.unify(weight.axes[0], bias.axes[0])
@@ -66,12 +67,15 @@ def _resize_convolution(module: nn.Module, tensors: Mapping[str, Tensor]) -> Non
     if "weight" not in tensors:
         return
     outputs, inputs = tensors["weight"].shape[:2]
-    m.groups = outputs // (m.out_channels // m.groups) if m.groups > 1 else 1  # groups keep their width
+    m.groups = (
+        outputs // (m.out_channels // m.groups) if m.groups > 1 else 1
+    )  # groups keep their width
     m.out_channels, m.in_channels = outputs, inputs * m.groups
 
 
 @layer(nn.Conv1d, nn.Conv2d, nn.Conv3d, resize=_resize_convolution)
 def lower_convolution(m: Any, x: Typed) -> Call:
+    """Padding other than with zeros is an operator of its own."""
     function = (F.conv1d, F.conv2d, F.conv3d)[len(m.kernel_size) - 1]
     padding: Any = m.padding
     source: Any = x
@@ -91,4 +95,5 @@ def _resize_linear(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 @layer(nn.Linear, resize=_resize_linear)
 def lower_linear(m: Any, x: Typed) -> Call:
+    """A linear layer is `F.linear`."""
     return Call(F.linear, (x, Ref("weight"), Ref("bias")))

@@ -75,9 +75,7 @@ def _group(
         return [fixed(n) for n in shape]
     grows = next((k for k in reversed(long) if open_[k]), long[-1])
     inner = free(shape[grows])
-    op.unify(
-        merged, times(prod(shape[:grows]), inner, prod(shape[grows + 1 :]))
-    )
+    op.unify(merged, times(prod(shape[:grows]), inner, prod(shape[grows + 1 :])))
     return [resolve(inner) if k == grows else fixed(n) for k, n in enumerate(shape)]
 
 
@@ -120,7 +118,6 @@ def _flatten(op: Op, x: Typed, start: int, end: int) -> tuple[OpenAxis, ...]:
 def unflatten(op: Op) -> tuple[OpenAxis, ...]:
     """One axis becomes several."""
     if op.module is not None:
-        m: Any = op.module
         op.pin(*op.args[0].axes, why="has literal lengths")
         return tuple(op.plain())
     a = op.bind("input", "dim", "sizes")
@@ -138,8 +135,8 @@ def unflatten(op: Op) -> tuple[OpenAxis, ...]:
 def permute(op: Op) -> tuple[OpenAxis, ...]:
     """Axes in another order."""
     x, dims = op.args[0], op.args[1:] or (op.kwargs["dims"],)
-    dims = dims[0] if isinstance(dims[0], Sequence) else dims
-    return tuple(x.axes[d] for d in dims)
+    order: Sequence[int] = dims[0] if isinstance(dims[0], Sequence) else dims
+    return tuple(x.axes[d] for d in order)
 
 
 @register_rule(*everywhere(["transpose", "swapaxes", "swapdims"]))
@@ -271,7 +268,8 @@ def split(op: Op) -> Any:
     if given is None:
         raise NoRule
     at: Path = next(
-        ((k,) for k in ("split_size_or_sections", "split_size", "split_sizes") if k in op.kwargs), (1,)
+        ((k,) for k in ("split_size_or_sections", "split_size", "split_sizes") if k in op.kwargs),
+        (1,),
     )
     parts = _parts(op, x, a["dim"], equal=not isinstance(given, Sequence))
     dim = a["dim"] % len(x.axes)
@@ -347,5 +345,3 @@ def _slice(op: Op, x: Typed, d: int, item: slice, path: Path) -> OpenAxis:
     if stop < n or item.stop is not None:
         op.count((*path, "stop"), (*before, *here))
     return here
-
-

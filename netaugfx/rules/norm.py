@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..axes import OpenAxis
 from .registry import Call, Op, Ref, Typed, layer, register_rule
 
-BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+BATCH_NORM = (
+    "input",
+    "running_mean",
+    "running_var",
+    "weight",
+    "bias",
+    "training",
+    "momentum",
+    "eps",
+)
 
 
 @register_rule(F.batch_norm)
@@ -29,7 +37,7 @@ def batch_norm(op: Op) -> tuple[OpenAxis, ...]:
 
 
 def subnet_batch_norm(
-    input: Tensor,
+    input: Tensor,  # noqa: A002 - F.batch_norm's own name
     running_mean: Tensor | None,
     running_var: Tensor | None,
     weight: Tensor | None = None,
@@ -51,9 +59,10 @@ def _resize_batch_norm(module: nn.Module, tensors: Mapping[str, Tensor]) -> None
 
 @layer(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, resize=_resize_batch_norm)
 def lower_batch_norm(m: Any, x: Typed) -> Call:
+    """A batch norm without running statistics always normalises by the batch."""
     training = m.training or (m.running_mean is None and m.running_var is None)
     mean, var, weight, bias = map(Ref, BATCH_NORM[1:5])
     return Call(F.batch_norm, (x, mean, var, weight, bias, training, m.momentum or 0.0, m.eps))
 
 
-SUBNET_FORMS = {F.batch_norm: subnet_batch_norm, torch.nn.functional.batch_norm: subnet_batch_norm}
+SUBNET_FORMS: dict[Any, Any] = {F.batch_norm: subnet_batch_norm}

@@ -52,7 +52,7 @@ def interpolate(op: Op) -> tuple[OpenAxis, ...]:
 REDUCE = ("input", "dim", "keepdim")
 
 
-@register_rule(*everywhere("mean sum amax amin logsumexp".split()))
+@register_rule(*everywhere(["mean", "sum", "amax", "amin", "logsumexp"]))
 def reduction(op: Op) -> tuple[OpenAxis, ...]:
     """The axes that are reduced must not grow: a mean over new channels would change what the base sees."""
     a = op.bind(*REDUCE, keepdim=False)
@@ -129,4 +129,3 @@ def softmax_module(op: Op) -> tuple[OpenAxis, ...]:
     dim = op.module.dim if op.module is not None else None
     op.pin(*([x.axes[int(dim)]] if isinstance(dim, int) else x.axes), why="runs along it")
     return tuple(x.axes)
-

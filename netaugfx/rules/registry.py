@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..axes import OpenAxis, fixed, pin, resolve, unify
+from ..axes import OpenAxis, elastic, fixed, pin, resolve, settle, unify
 from ..errors import RuleError
 
-Path = tuple[str | int, ...]  # where an argument stands: (position,), (keyword,), (position, index) ...
+Path = tuple[
+    str | int, ...
+]  # where an argument stands: (position,), (keyword,), (position, index) ...
 Rule = Callable[["Op"], Any]
 
 
@@ -49,7 +51,7 @@ class Call:
     target: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
-    counts: dict[Path, OpenAxis] = field(default_factory=dict)
+    counts: dict[Path, Any] = field(default_factory=dict)  # Path -> open axis, then named
 
 
 Lowering = Callable[..., Call]
@@ -64,7 +66,7 @@ class Layer:
     resize: Resizing
 
 
-class NoRule(Exception):
+class NoRule(Exception):  # noqa: N818 - no error: the operator is pinned
     """Raised by a rule for a form of its operator that it does not describe; the operator is then pinned."""
 
 
@@ -166,9 +168,10 @@ def everywhere(names: Iterable[str]) -> list[Any]:
     for name in names:
         for room in (torch, torch.nn.functional, torch.special, torch._C._nn, operator):
             for form in (name, f"{name}_", f"i{name}" if room is operator else name):
-                if callable(getattr(room, form, None)):
-                    found.append(getattr(room, form))
-        found += [getattr(Tensor, f) for f in (name, f"{name}_") if callable(getattr(Tensor, f, None))]
+                found += [getattr(room, form)] if callable(getattr(room, form, None)) else []
+        found += [
+            getattr(Tensor, f) for f in (name, f"{name}_") if callable(getattr(Tensor, f, None))
+        ]
     return found
 
 
@@ -228,6 +231,19 @@ class Op:
         for axis in axes:
             pin(axis, f"{self.where}{' ' + why if why else ''}")
 
+    def settle(self, *axes: OpenAxis) -> None:
+        """Say that `axes` of a Parameter are no widths at all, such as the extent of a kernel."""
+        for axis in axes:
+            settle(axis)
+
+    def follow(self, axis: OpenAxis, of: OpenAxis) -> None:
+        """Say that `axis` of a Parameter takes in the channels `of` a tensor; it is no width where they cannot grow."""
+        if elastic(of):
+            self.unify(of, axis)
+        else:
+            pin(axis, f"{self.where} takes in channels that cannot grow")
+            unify(of, axis, "")
+
     def count(self, path: Path, axis: OpenAxis) -> None:
         """Say that the argument at `path` is the length of `axis`, to be replaced where it grows."""
         self.counts[path] = axis
@@ -250,7 +266,8 @@ class Op:
     def plain(self) -> Any:
         """Return the axes of the result with nothing elastic in them."""
         return tree_map(
-            lambda v: tuple(fixed(n) for n in v.shape) if isinstance(v, Tensor) else None, self.result
+            lambda v: tuple(fixed(n) for n in v.shape) if isinstance(v, Tensor) else None,
+            self.result,
         )
 
     def broadcast(self, *tensors: Typed) -> tuple[OpenAxis, ...]:

@@ -1,0 +1,211 @@
+"""Models, tensors and operators on the meta device: shapes without memory, for tracing."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from netaugfx.errors import TraceError
+
+META = torch.device("meta")
+_HOOKS = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
+_CONTEXTS = (
+    torch._C._set_grad_enabled,
+    torch.amp.autocast_mode._enter_autocast,
+    torch.amp.autocast_mode._exit_autocast,
+)
+
+
+def meta_copy(model: nn.Module) -> nn.Module:
+    """Copy a model deeply onto the meta device, without hooks; nothing large is allocated.
+
+    Plain tensor attributes become buffers of the copy, so that reading them can be recorded.
+
+    Raises:
+        TraceError: the model cannot be deep-copied, or is lazy and has no shapes yet.
+    """
+    memo: dict[int, Any] = _hookless(model)
+    plain: list[tuple[str, str]] = []
+    for path, module in model.named_modules():
+        tensors = {**module._parameters, **module._buffers}
+        for name, value in module.__dict__.items():
+            if isinstance(value, Tensor):
+                tensors[name] = value
+                if not hasattr(type(module), name):
+                    plain.append((path, name))
+        for name, tensor in tensors.items():
+            if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
+                raise TraceError(
+                    f"Cannot copy module '{path}' ({type(module).__name__}): it is lazy and its "
+                    f"'{name}' has no shape yet. Run the model once first."
+                )
+            if tensor is not None and tensor.grad_fn is not None:
+                raise TraceError(
+                    f"Cannot copy module '{path}' ({type(module).__name__}): its '{name}' is a "
+                    "computed tensor, as old-style torch.nn.utils.weight_norm leaves it, and such "
+                    "a model cannot be deep-copied. Use "
+                    "torch.nn.utils.parametrizations.weight_norm instead."
+                )
+            if tensor is not None and id(tensor) not in memo:
+                memo[id(tensor)] = to_meta(tensor)
+    try:
+        root = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise TraceError(
+            f"Cannot copy {type(model).__name__}: copy.deepcopy says '{error}'. Keep what cannot "
+            "be copied out of the model's attributes, or define __deepcopy__ for it."
+        ) from error
+    for path, name in plain:
+        module = root.get_submodule(path)
+        module._buffers[name] = module.__dict__.pop(name)
+        module._non_persistent_buffers_set.add(name)
+    return root
+
+
+def real_copy(module: nn.Module, device: torch.device) -> nn.Module:
+    """Copy a module with its weights, without hooks; weights on the meta device become ones."""
+    module = copy.deepcopy(module, _hookless(module))
+    if any(t.device.type == "meta" for t in [*module.parameters(), *module.buffers()]):
+        module.to_empty(device=device)
+        for tensor in [*module.parameters(), *module.buffers()]:
+            nn.init.ones_(tensor)
+    return module
+
+
+def _hookless(model: nn.Module) -> dict[int, Any]:
+    """A memo for copy.deepcopy in which every table of hooks is empty."""
+    return {
+        id(table): type(table)()
+        for module in model.modules()
+        for name, table in module.__dict__.items()
+        if name.endswith(_HOOKS) and isinstance(table, dict)
+    }
+
+
+def to_meta(tensor: Tensor) -> Tensor:
+    """A meta tensor of the same shape, strides, dtype and requires_grad (detached)."""
+    try:
+        meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=META)
+    except RuntimeError:  # a layout without strides
+        meta = tensor.detach().to(META)
+    if isinstance(tensor, nn.Parameter):
+        parameter = nn.Parameter(meta, requires_grad=tensor.requires_grad)
+        parameter.__dict__.update(tensor.__dict__)
+        return parameter
+    return meta.requires_grad_(tensor.requires_grad)
+
+
+def to_real(tensor: Tensor, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Random data (zeros where not floating) of a meta tensor's shape and dtype."""
+    if not tensor.dtype.is_floating_point:
+        return torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
+    drawn = torch.randn(tensor.shape, generator=generator).to(device, tensor.dtype)
+    return drawn.requires_grad_(tensor.requires_grad)
+
+
+def compute(
+    root: nn.Module, device: torch.device, kind: str, target: Any, args: Any, kwargs: Any
+) -> Any:
+    """The value of one fx node from the values of its arguments.
+
+    Args:
+        root: where `call_module` and `get_attr` targets are found, on the meta device.
+        device: what `x.device` answers.
+        kind: the node's op.
+        target: the node's target.
+        args: the node's arguments, with values in the place of nodes.
+        kwargs: likewise.
+    """
+    if kind == "get_attr":
+        return functools.reduce(getattr, target.split("."), root)
+    if target in _CONTEXTS:
+        return "context"
+    if target is getattr and isinstance(args[0], Tensor):
+        if args[1] == "device":
+            return device
+        if args[1] in ("is_cpu", "is_cuda", "is_meta", "is_mps", "is_xpu"):
+            return args[1] == f"is_{device.type}"
+    if getattr(target, "__module__", "") in ("_operator", "builtins", "math"):
+        return target(*args, **kwargs)
+    if kind == "call_method" and target in ("cpu", "cuda") and isinstance(args[0], Tensor):
+        return args[0]
+    args, kwargs = map_aggregate(
+        (args, kwargs), lambda a: META if isinstance(a, torch.device) else a
+    )
+    args, kwargs = list(args), dict(kwargs)
+    if isinstance(kwargs.get("device"), (str, int)):
+        kwargs["device"] = META
+    if kind == "call_method" and target == "to" and isinstance(args[1:] and args[1], (str, int)):
+        args[1] = META
+    with META:  # factories without a device of their own
+        if kind == "call_module":
+            value = root.get_submodule(target)(*args, **kwargs)
+        elif kind == "call_method":
+            value = getattr(args[0], target)(*args[1:], **kwargs)
+        else:
+            value = target(*args, **kwargs)
+    return on_meta(value)
+
+
+def on_meta(value: Any) -> Any:
+    """The value with every tensor on the meta device."""
+    if isinstance(value, Tensor):
+        return value if value.device.type == "meta" else to_meta(value)
+    if isinstance(value, (tuple, list, dict)) and not isinstance(value, torch.Size):
+        return pytree.tree_map_only(Tensor, on_meta, value)
+    return value
+
+
+def substitute(tree: Any, value: Callable[[fx.Node], Any]) -> Any:
+    """The arguments of a node with each node replaced by its value, in plain containers."""
+    if isinstance(tree, fx.Node):
+        return value(tree)
+    if isinstance(tree, (tuple, list)):
+        items = [substitute(item, value) for item in tree]
+        return tuple(items) if isinstance(tree, tuple) else items
+    if isinstance(tree, dict):
+        return {key: substitute(item, value) for key, item in tree.items()}
+    if isinstance(tree, (slice, range)):
+        return type(tree)(*(substitute(i, value) for i in (tree.start, tree.stop, tree.step)))
+    return tree
+
+
+def random_states() -> tuple[Any, ...]:
+    """The global random states: Python's, numpy's (None where it is not imported), torch's."""
+    numpy = sys.modules.get("numpy")
+    return random.getstate(), numpy and numpy.random.get_state(), torch.get_rng_state()
+
+
+def random_states_differ(first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
+    """Whether anything was drawn between two calls of `random_states`."""
+    numpy = first[1] and second[1] and (second[1][1] != first[1][1]).any()
+    moved = first[1] and second[1] and second[1][2:] != first[1][2:]
+    return bool(first[0] != second[0] or numpy or moved or not torch.equal(first[2], second[2]))
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Leave the global random states as they were, CUDA's too."""
+    python, numpy, cpu = random_states()
+    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = torch.cuda.get_rng_state_all() if cuda else []
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        torch.set_rng_state(cpu)
+        if numpy is not None:
+            sys.modules["numpy"].random.set_state(numpy)
+        if cuda:
+            torch.cuda.set_rng_state_all(devices)

@@ -1,0 +1,329 @@
+"""Proxies that answer Python from the value of their node, and the recorder that makes them."""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from netaugfx.errors import TraceError
+from netaugfx.meta import compute, substitute, to_meta
+
+_HERE = os.path.dirname(__file__) + os.sep
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_READS = ("item", "tolist", "numpy", "__array__")
+_OPERATORS = (
+    *("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"),
+    *("and", "or", "xor", "lshift", "rshift"),
+)
+_IN_PLACE = {f"i{name}" for name in _OPERATORS}
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A value that Python read while tracing: the graph holds where `node` reads the same."""
+
+    node: fx.Node
+    value: object
+    source: str
+
+    def holds(self, value: Any) -> bool:
+        """Whether Python would read the recorded value from a new `value` of the node."""
+        if isinstance(self.value, bool):
+            return bool(value) == self.value
+        if isinstance(self.value, int):
+            read = int if isinstance(value, (int, float)) else len
+            return read(value) == self.value
+        return bool(value == self.value)
+
+
+class Untraceable(BaseException):
+    """Why a forward cannot be traced. Not an Exception: no `except` of the user's swallows it."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+class Value(fx.Proxy):
+    """A proxy that answers Python from the value of its node, and records what it answered."""
+
+    tracer: Recorder
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # isinstance(x, Tensor) is as it would be without tracing
+        return type(self.node.meta["val"])
+
+    def __repr__(self) -> str:
+        return str(self.node.meta["val"])
+
+    def __getattr__(self, name: str) -> Any:
+        value = self.node.meta["val"]
+        with self.tracer.phase("meta"):
+            attribute = getattr(value, name)
+        if isinstance(value, Mapping) and name in ("keys", "values", "items", "get"):
+            return getattr({key: self.record(operator.getitem, key) for key in value}, name)
+        if callable(attribute):
+
+            def method(*args: Any, **kwargs: Any) -> Any:
+                return self.tracer.create_proxy("call_method", name, (self, *args), kwargs)
+
+            return method
+        result = self.record(getattr, name)
+        return self.tracer.read(result, str) if isinstance(attribute, str) else result
+
+    def record(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Apply a function of Python's to the proxy, as a node."""
+        return self.tracer.create_proxy("call_function", function, (self, *args), {})
+
+    def __bool__(self) -> bool:
+        return bool(self.tracer.read(self, bool))
+
+    def __int__(self) -> int:
+        return int(self.tracer.read(self, int))
+
+    def __float__(self) -> float:
+        return float(self.tracer.read(self, float))
+
+    def __index__(self) -> int:
+        return int(self.tracer.read(self, operator.index))
+
+    def __len__(self) -> int:
+        return int(self.tracer.read(self, len))
+
+    def __hash__(self) -> int:
+        if isinstance(self.node.meta["val"], Tensor):
+            return id(self)
+        return hash(self.tracer.read(self, lambda value: value))
+
+    def __eq__(self, other: object) -> Any:
+        # A key left behind in a cache of the user's equals no later key.
+        return self.record(operator.eq, other) if self.tracer.alive else self is other
+
+    def __iter__(self) -> Iterator[Any]:
+        value = self.node.meta["val"]
+        keys = value if isinstance(value, Mapping) else None
+        return iter(keys or [self.record(operator.getitem, i) for i in range(len(self))])
+
+    def __contains__(self, item: object) -> bool:
+        return bool(self.record(operator.contains, item))
+
+    def __setitem__(self, index: object, value: object) -> None:
+        self.record(operator.setitem, index, value)
+
+    def __divmod__(self, other: Any) -> tuple[Any, Any]:
+        return self.record(operator.floordiv, other), self.record(operator.mod, other)
+
+    def __ceil__(self) -> Any:
+        return self.record(math.ceil)
+
+    def __floor__(self) -> Any:
+        return self.record(math.floor)
+
+    def __trunc__(self) -> Any:
+        return self.record(math.trunc)
+
+    def __round__(self, *digits: int) -> Any:
+        return self.record(round, *digits)
+
+
+class Number(Value):
+    """A proxy of what cannot be iterated, so that `isinstance(n, Iterable)` is False."""
+
+    __iter__ = __len__ = __contains__ = None  # type: ignore[assignment]
+
+
+def _in_place(name: str) -> Callable[[Value, Any], Any]:
+    out_of_place = getattr(operator, f"__{name}__")
+    in_place = getattr(operator, f"__i{name}__")
+
+    def method(self: Value, other: Any) -> Any:
+        is_tensor = isinstance(self.node.meta["val"], Tensor)
+        return self.record(in_place if is_tensor else out_of_place, other)
+
+    return method
+
+
+for _name in _OPERATORS:
+    setattr(Value, f"__i{_name}__", _in_place(_name))
+
+
+def updated_attribute(node: fx.Node) -> object:
+    """The target of the `get_attr` node that `node` is a chain of in-place updates of, or None."""
+    while node.args and node.op.startswith("call") and isinstance(node.args[0], fx.Node):
+        method = node.op == "call_method" and str(node.target).endswith("_")
+        if not method and getattr(node.target, "__name__", "") not in _IN_PLACE:
+            return None
+        node = node.args[0]
+    return node.target if node.op == "get_attr" else None
+
+
+class Recorder(fx.proxy.TracerBase):
+    """Makes nodes that carry their value ("val"), module ("path") and user line ("source")."""
+
+    alive, _phase = True, "trace"
+
+    def __init__(self, root: nn.Module, device: torch.device) -> None:
+        self.root, self.device, self.graph = root, device, fx.Graph()
+        self.tensor_paths = {id(tensor): path for path, tensor in _named_tensors(root)}
+        self.attributes: dict[str, fx.Node] = {}
+        self.constants: dict[str, Tensor] = {}
+        self.guards: dict[tuple[fx.Node, str], Guard] = {}
+        self.stack = [""]
+        self.thread = threading.get_ident()
+        self._inference = torch.is_inference_mode_enabled()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """What Python does now: "trace", or compute with "meta" or "real" tensors."""
+        before, self._phase = self._phase, name
+        try:
+            yield
+        finally:
+            self._phase = before
+
+    def close(self) -> None:
+        """End the trace and let go of the model: proxies may live on in caches of the user's."""
+        vars(self).clear()
+        self.alive = False
+
+    def recording(self) -> bool:
+        """Whether this thread is running user code that is being traced."""
+        return self.alive and self._phase == "trace" and threading.get_ident() == self.thread
+
+    def create_proxy(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *_: Any, **__: Any
+    ) -> Any:
+        """A new node as a proxy; None where its value is None, as Python tests that by identity."""
+        if not self.alive:
+            raise TraceError(
+                "A proxy of a finished trace is in use: a forward kept it outside of the model. "
+                "Clear the cache that it is in."
+            )
+        node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs))
+        return None if node.meta["val"] is None else self.proxy(node)
+
+    def create_node(
+        self, kind: str, target: Any, args: Any, kwargs: Any, name: str | None = None, *_: Any
+    ) -> fx.Node:
+        """A new node at the end of the graph, with its meta."""
+        if torch.is_inference_mode_enabled() != self._inference:
+            raise Untraceable(f"switches inference_mode at {self.source()}")
+        if kind == "call_method" and target in _READS:
+            raise Untraceable(f"reads tensor data ({target}) at {self.source()}")
+        values = substitute((args, kwargs), lambda node: node.meta["val"])
+        value = self.value_of(kind, target, *values)
+        node = self.graph.create_node(kind, target, args, kwargs, name)
+        node.meta.update(val=value, path=self.stack[-1], source=self.source())
+        return node
+
+    def value_of(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+        """Compute a node's value from the values of its arguments."""
+        with self.phase("meta"):
+            return compute(self.root, self.device, kind, target, args, kwargs)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Wrap a node in the proxy that answers like its value."""
+        atoms = (int, float, complex, torch.dtype, torch.device)
+        return (Number if isinstance(node.meta["val"], atoms) else Value)(node, self)
+
+    def read(self, proxy: Any, convert: Callable[[Any], Any]) -> Any:
+        """What Python reads from `proxy`, recorded as a guard."""
+        value = proxy.node.meta["val"]
+        if isinstance(value, Tensor) and convert is not len:
+            raise Untraceable(f"reads tensor data ({convert.__name__}) at {self.source()}")
+        result = convert(value)
+        if self.alive:
+            guard = Guard(proxy.node, result, self.source())
+            self.guards.setdefault((proxy.node, f"{type(result)} {result}"), guard)
+        return result
+
+    def create_arg(self, a: Any) -> Any:
+        """Turn an argument into what a node may hold; tensors become `get_attr` nodes."""
+        if isinstance(a, fx.Proxy):
+            return a.node
+        if isinstance(a, Tensor):
+            path = self.tensor_paths.get(id(a)) or self._keep_constant(a)
+            if path not in self.attributes:
+                self.attributes[path] = self.create_node("get_attr", path, (), {})
+            return self.attributes[path]
+        if isinstance(a, torch.Size):
+            return tuple(a)
+        if isinstance(a, tuple) and hasattr(a, "_fields"):
+            return self.create_node("call_function", type(a), tuple(map(self.create_arg, a)), {})
+        if is_dataclass(a) and not isinstance(a, type):
+            items = {f.name: self.create_arg(getattr(a, f.name)) for f in fields(a) if f.init}
+            return self.create_node("call_function", type(a), (), items)
+        if isinstance(a, dict) and type(a).__module__ not in ("builtins", fx.Node.__module__):
+            return self.create_node("call_function", type(a), (self.create_arg(dict(a)),), {})
+        return super().create_arg(a)
+
+    def _keep_constant(self, tensor: Tensor) -> str:
+        path = f"_tensor_constant{len(self.constants)}"
+        with self.phase("meta"):
+            while hasattr(self.root, path):
+                path += "_"
+            self.root.register_buffer(path, to_meta(tensor), persistent=False)
+        self.constants[path] = tensor
+        self.tensor_paths[id(tensor)] = path
+        return path
+
+    def source(self) -> str:
+        """The innermost line of user code that is running, as "file.py:41"."""
+        frame: FrameType | None = sys._getframe(1)
+        inside = ""  # of torch: all there is in a model of torch's own containers
+        while frame is not None and frame.f_code.co_name != "trace_root":
+            file, here = frame.f_code.co_filename, _line(frame.f_code.co_filename, frame.f_lineno)
+            if is_user_file(file):
+                return here
+            if file.startswith(_TORCH) and frame.f_code.co_name == "forward":
+                inside = inside or here
+            frame = frame.f_back
+        return inside or type(self.root).__name__
+
+
+def _named_tensors(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers (each under its first name), after tensors in plain attributes."""
+    for path, module in root.named_modules():
+        for name, tensor in module.__dict__.items():
+            if isinstance(tensor, Tensor):
+                yield f"{path}.{name}".lstrip("."), tensor
+    yield from root.named_buffers()
+    yield from root.named_parameters()
+
+
+def _line(file: str, line: int) -> str:
+    return f"{os.path.basename(file)}:{line}"
+
+
+def is_user_file(file: str) -> bool:
+    """Whether a file is neither torch's nor this package's."""
+    return not file.startswith((_TORCH, _HERE, "<"))
+
+
+def source_of(traceback: TracebackType | None) -> str:
+    """The innermost line of user code in a traceback, as "file.py:41"."""
+    source = "an unknown line"
+    while traceback is not None:
+        if is_user_file(traceback.tb_frame.f_code.co_filename):
+            source = _line(traceback.tb_frame.f_code.co_filename, traceback.tb_lineno)
+        traceback = traceback.tb_next
+    return source
+
+
+def origin_of(function: Callable[..., Any]) -> str:
+    """Where a function is defined, as "file.py:41"."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    return _line(code.co_filename, code.co_firstlineno) if code else "an unknown line"

@@ -1,0 +1,148 @@
+"""Law 3. wide at c computes what extract(wide, c), a network of plain modules, computes."""
+
+from __future__ import annotations
+
+import pickle
+import pickletools
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+
+import netaugfx
+from tests import measure
+from tests.laws.subject import (
+    BY_HAND,
+    REAL_MODELS,
+    Growth,
+    Source,
+    config_of,
+    few,
+    growths,
+    widen,
+    widen_double,
+)
+from tests.networks import CASES
+from tests.real import FAST, TESTED
+from tests.strategies import NetworkSpec, networks
+
+ROOT = Path(__file__).parents[2]
+
+
+def check(source: Source, growth: Growth) -> None:
+    check_float32(source, growth)
+    check_float64(source, growth)
+
+
+def check_float32(source: Source, growth: Growth) -> None:
+    """Outputs and random numbers are equal, at the traced image size and at another."""
+    wide = widen(source, growth)
+    config = config_of(wide, growth)
+    network = netaugfx.extract(wide, config)
+    for size in (None, source.other_size()):
+        inputs = source.inputs(growth.seed, size=size)
+        found = measure.run(wide.at(config), wide, inputs, seed=5)
+        expected = measure.run(network, network, inputs, seed=5)
+        measure.same_output(found, expected, f"{config}")
+        assert torch.equal(found.random, expected.random), "random numbers consumed"
+
+
+def check_float64(source: Source, growth: Growth) -> None:
+    """Outputs and the gradients of shared Parameters agree, element by element."""
+    wide, _ = widen_double(source, growth)
+    config = config_of(wide, growth)
+    origin = measure.Provenance(wide)
+    network = netaugfx.extract(wide, config)
+    inputs = measure.as_double(source.inputs(growth.seed))
+    for mode in ("as built", "eval", "train"):
+        if mode != "as built":
+            wide.train(mode == "train")
+            network.train(mode == "train")
+        found = measure.run(wide.at(config), wide, inputs, seed=5)
+        expected = measure.run(network, network, inputs, seed=5)
+        what = f"{config} {mode}"
+        measure.close_output(found, expected, what)
+        scale = measure.gradient_scale(found, expected)
+        measure.close_inputs(found, expected, scale, what)
+        for name, gradient in origin.scatter(network, expected.gradients).items():
+            measure.close_or_none(found.gradients[name], gradient, scale, f"{what}: {name}")
+
+
+def check_plain(source: Source, growth: Growth) -> None:
+    """No class or function of the library's is in the pickled network."""
+    wide = widen(source, growth)
+    network = netaugfx.extract(wide, config_of(wide, growth))
+    names = [str(argument) for _, argument, _ in pickletools.genops(pickle.dumps(network))]
+    assert not [name for name in names if "netaugfx" in name]
+
+
+@few
+@given(networks(), growths)
+def test_random_networks(spec: NetworkSpec, growth: Growth) -> None:
+    check(spec, growth)
+
+
+@few
+@given(networks(), growths)
+def test_random_networks_pickle_plainly(spec: NetworkSpec, growth: Growth) -> None:
+    check_plain(spec, growth)
+
+
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_networks_by_hand(case: Source) -> None:
+    for growth in BY_HAND:
+        check(case, growth)
+
+
+@pytest.mark.parametrize("case", TESTED, ids=repr)
+def test_real_models(case: Source) -> None:
+    for growth in REAL_MODELS:
+        check(case, growth)
+
+
+LOAD = """
+import pickle, sys, warnings
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "netaugfx":
+            raise ImportError("netaugfx is not installed")
+
+sys.meta_path.insert(0, Block())
+import torch
+
+torch.set_num_threads(1)
+for path in sys.argv[1:]:
+    with open(path, "rb") as file:
+        network, inputs, expected = pickle.load(file)
+    with torch.no_grad():
+        output = network(*inputs)
+    torch.save(output, path + ".out")
+assert not [name for name in sys.modules if name.startswith("netaugfx")]
+"""
+
+
+def test_pickled_networks_run_where_netaugfx_is_not_installed(tmp_path: Path) -> None:
+    expected = {}
+    for number, case in enumerate([*CASES, *FAST]):
+        if case.name == "parametrised":  # torch cannot pickle a parametrised module
+            continue
+        growth = Growth(1.5, 1, eval=True)
+        wide = widen(case, growth)
+        inputs = case.inputs()
+        network = netaugfx.extract(wide, wide.max_config)
+        path = tmp_path / f"{number}.pickle"
+        path.write_bytes(pickle.dumps((network, inputs, None)))
+        with torch.no_grad():
+            expected[path] = wide.at(wide.max_config)(*inputs)
+    command = [sys.executable, "-c", LOAD, *map(str, expected)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    for path, output in expected.items():
+        found = torch.load(f"{path}.out", weights_only=False)
+        pairs = zip(measure.leaves(found), measure.leaves(output), strict=True)
+        for (name, a), (_, b) in pairs:
+            measure.same(a, b, f"{path.name} {name}")

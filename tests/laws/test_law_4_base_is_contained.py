@@ -1,0 +1,72 @@
+"""Law 4. The base is contained: with no block that reads augmented channels, every subnet is m."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+
+from tests import measure
+from tests.laws.subject import (
+    BY_HAND,
+    REAL_MODELS,
+    Growth,
+    Source,
+    config_of,
+    few,
+    growths,
+    widen_double,
+)
+from tests.networks import CORE
+from tests.real import TESTED
+from tests.strategies import NetworkSpec, networks
+
+
+def cut_augmented_inputs(wide: Any) -> int:
+    """Zero the blocks of weights that read augmented channels; return how many."""
+    base = dict(wide.named_base_parameters())
+    cut = 0
+    for name, block in wide.named_augmented_parameters():
+        owner, _, axis = name.partition(".")[2].rpartition("_axis")
+        if owner.rpartition(".")[2] == "weight" and base[owner].dim() > 1 and axis == "1":
+            with torch.no_grad():
+                block.zero_()
+            cut += 1
+    return cut
+
+
+def check(source: Source, growth: Growth) -> None:
+    wide, model = widen_double(source, growth, dropout=False)
+    inputs = measure.as_double(source.inputs(growth.seed))
+    assert {p.dtype for p in wide.parameters()} == {torch.float64}
+    config = config_of(wide, growth)
+    cut_augmented_inputs(wide)
+    found = measure.run(wide.at(config), wide, inputs)
+    expected = measure.run(model, model, inputs)
+    measure.close_output(found, expected, f"{config}")
+    # Augmented channels reach no output now, so base weights get the base's gradients: their inputs
+    # and their outputs' gradients, at every base channel of every tensor, are the base's.
+    scale = measure.gradient_scale(expected)
+    measure.close_inputs(found, expected, scale, f"{config}")
+    for name, gradient in expected.gradients.items():
+        measure.close_or_none(found.gradients[name], gradient, scale, f"{config}: {name}")
+
+
+@few
+@given(networks(), growths)
+def test_random_networks(spec: NetworkSpec, growth: Growth) -> None:
+    check(spec, growth)
+
+
+@pytest.mark.parametrize("case", CORE, ids=repr)
+def test_networks_by_hand(case: Source) -> None:
+    for growth in BY_HAND:
+        check(case, growth)
+
+
+@pytest.mark.parametrize("case", TESTED, ids=repr)
+def test_real_models(case: Source) -> None:
+    for growth in REAL_MODELS:
+        check(case, growth)

@@ -1,0 +1,856 @@
+"""Networks written by hand: three whole ones, and one for each trap that others fell into.
+
+Every class here is code as users write it. `CASES` names them all; `CORE` are those whose
+operators the library widens, `WIDE` those that it must at least never widen wrongly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
+
+from tests import modules
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network to test: how to make it and what it eats.
+
+    Args:
+        name: what a failing test prints.
+        make: gives the network.
+        shapes: of one sample of each input, `(C, *space)` or `(C,)`.
+        other: another image size that the network takes, or None.
+        random_weights: whether to replace the weights by ones that hide nothing.
+    """
+
+    name: str
+    make: Callable[[], nn.Module]
+    shapes: tuple[tuple[int, ...], ...] = ((3, 8, 8),)
+    other: int | None = None
+    random_weights: bool = True
+
+    def build(self, seed: int = 0) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = self.make()
+        return modules.randomise(model, seed) if self.random_weights else model
+
+    def inputs(self, seed: int = 0, batch: int = 2, size: int | None = None) -> tuple[Tensor, ...]:
+        generator = torch.Generator().manual_seed(1000 + seed)
+        shapes = [
+            shape if size is None else (shape[0], *((size,) * len(shape[1:])))
+            for shape in self.shapes
+        ]
+        return tuple(torch.randn(batch, *shape, generator=generator) for shape in shapes)
+
+    def other_size(self) -> int | None:
+        return self.other
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+# ---------------------------------------------------------------- three whole networks
+
+
+class AudioBlock(nn.Module):
+    """A residual block of a keyword spotter: dilated depthwise, pointwise, norm."""
+
+    def __init__(self, channels: int, hidden: int, dilation: int) -> None:
+        super().__init__()
+        self.expand = nn.Conv1d(channels, hidden, 1, bias=False)
+        self.norm1 = nn.BatchNorm1d(hidden)
+        self.depthwise = nn.Conv1d(
+            hidden, hidden, 3, padding=dilation, dilation=dilation, groups=hidden, bias=False
+        )
+        self.norm2 = nn.BatchNorm1d(hidden)
+        self.project = nn.Conv1d(hidden, channels, 1, bias=False)
+        self.norm3 = nn.BatchNorm1d(channels)
+        self.drop = nn.Dropout(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.expand(x)))
+        y = F.relu(self.norm2(self.depthwise(y)))
+        return x + self.drop(self.norm3(self.project(y)))
+
+
+class AudioNet(nn.Module):
+    """1-d: a waveform `(B, 1, T)` to classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv1d(1, 6, 5, stride=2, padding=2, bias=False), nn.BatchNorm1d(6), nn.ReLU()
+        )
+        self.blocks = nn.Sequential(AudioBlock(6, 8, 1), AudioBlock(6, 8, 2))
+        self.down = nn.Conv1d(6, 5, 3, stride=2, padding=1)
+        self.pool = nn.MaxPool1d(2)
+        self.hidden = nn.Linear(10, 7)
+        self.classifier = nn.Linear(7, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(self.stem(x))
+        x = self.pool(F.silu(self.down(x)))
+        x = F.adaptive_avg_pool1d(x, 2).flatten(1)
+        return self.classifier(F.relu(self.hidden(x)))
+
+
+class VideoBlock(nn.Module):
+    """A (2+1)-d residual block with squeeze-excite."""
+
+    def __init__(self, channels: int, hidden: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.spatial = nn.Conv3d(
+            channels, hidden, (1, 3, 3), stride=(1, stride, stride), padding=(0, 1, 1), bias=False
+        )
+        self.norm1 = nn.BatchNorm3d(hidden)
+        self.temporal = nn.Conv3d(hidden, out, (3, 1, 1), padding=(1, 0, 0), bias=False)
+        self.norm2 = nn.BatchNorm3d(out)
+        self.squeeze = modules.SqueezeExcite(out, 2, 3, "linear view")
+        self.act = nn.ReLU(inplace=True)
+        self.downsample: nn.Module | None = None
+        if stride > 1 or channels != out:
+            self.downsample = nn.Sequential(
+                nn.Conv3d(channels, out, 1, stride=(1, stride, stride), bias=False),
+                nn.BatchNorm3d(out),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        y = self.act(self.norm1(self.spatial(x)))
+        y = self.squeeze(self.norm2(self.temporal(y)))
+        y += identity
+        return self.act(y)
+
+
+class VideoNet(nn.Module):
+    """3-d: a clip `(B, 3, T, H, W)` to classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv3d(3, 4, 3, stride=(1, 2, 2), padding=1)
+        self.norm = modules.BatchNormAct(4, nn.SiLU())
+        self.layer1 = VideoBlock(4, 3, 4, 1)
+        self.layer2 = VideoBlock(4, 5, 6, 2)
+        self.pool = nn.AdaptiveAvgPool3d(1)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer2(self.layer1(self.norm(self.stem(x))))
+        return self.head(torch.flatten(self.pool(x), 1))
+
+
+class ImageAndTable(nn.Module):
+    """Two inputs, an image and a row of a table; a dict out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image = nn.Sequential(
+            nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.MaxPool2d(2)
+        )
+        self.table = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 5))
+        self.mix = nn.Conv2d(5, 7, 3)
+        self.norm = nn.BatchNorm2d(7)
+        self.classes = nn.Linear(7, 3)
+        self.box = nn.Linear(7, 4)
+
+    def forward(self, image: Tensor, table: Tensor) -> dict[str, Tensor]:
+        scale = torch.sigmoid(self.table(table))[:, :, None, None]
+        x = F.relu(self.norm(self.mix(self.image(image) * scale)))
+        pooled = x.mean((-2, -1))
+        return {"classes": self.classes(pooled), "box": self.box(pooled).sigmoid()}
+
+
+# ---------------------------------------------------------------- traps
+
+
+class AuxiliaryHead(nn.Module):
+    """`self.training` decides in Python what is computed and returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.auxiliary = nn.Linear(4, 2)
+        self.body = nn.Conv2d(4, 6, 3)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        x = F.relu(self.norm(self.stem(x)))
+        early = self.auxiliary(x.mean((2, 3))) if self.training else None
+        logits = self.head(F.relu(self.body(x)).mean((2, 3)))
+        return (logits, early) if self.training else logits
+
+
+class DropoutEverywhere(nn.Module):
+    """Dropout by function, with and without self.training, and by module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3)
+        self.conv2 = nn.Conv2d(4, 5, 3)
+        self.fc1 = nn.Linear(5, 6)
+        self.fc2 = nn.Linear(6, 2)
+        self.drop = nn.Dropout2d(0.3)
+        self.path = modules.DropPath(0.4)
+        self.p = 0.2
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(F.relu(self.conv1(x)))
+        x = F.dropout2d(F.relu(self.conv2(x)), 0.2, self.training)
+        x = self.path(x).mean((2, 3))
+        x = F.dropout(F.relu(self.fc1(x)), p=self.p, training=self.training)
+        return self.fc2(F.dropout(x, self.p, self.training, inplace=False))
+
+
+class AttentionGate(nn.Module):
+    """`(B, 1, H, W) * (B, C, H, W)`, and a gate that is expanded first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3, padding=1)
+        self.query = nn.Conv2d(5, 1, 1)
+        self.channel = nn.Conv2d(5, 5, 1)
+        self.out = nn.Conv2d(5, 4, 1)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv(x))
+        x = torch.sigmoid(self.query(x)) * x
+        x = x * torch.sigmoid(self.channel(x.mean((2, 3), keepdim=True))).expand_as(x)
+        return self.head(F.relu(self.out(x)).mean((2, 3)))
+
+
+class ShuffleUnit(nn.Module):
+    """Channel shuffle by view, transpose, view, between grouped convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.conv1 = nn.Conv2d(4, 6, 1, groups=2, bias=False)
+        self.norm = nn.BatchNorm2d(6)
+        self.conv2 = nn.Conv2d(6, 4, 1, groups=2)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        y = F.relu(self.norm(self.conv1(x)))
+        batch, channels, height, width = y.shape
+        y = y.view(batch, 2, channels // 2, height, width).transpose(1, 2).contiguous()
+        y = y.view(batch, -1, height, width)
+        return self.head((x + self.conv2(y)).mean((2, 3)))
+
+
+class GhostModule(nn.Module):
+    """`out[:, :n]` with a literal n (GhostNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.primary = nn.Conv2d(3, 4, 1)
+        self.cheap = nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False)
+        self.oup = 7
+        self.head = nn.Linear(7, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x1 = F.relu(self.primary(x))
+        x2 = self.cheap(x1)
+        out = torch.cat([x1, x2], dim=1)
+        return self.head(out[:, : self.oup, :, :].mean((2, 3)))
+
+
+class FlattenThenLinear(nn.Module):
+    """A map larger than 1x1 is flattened before a linear layer (VGG, AlexNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2)
+        )
+        self.avgpool = nn.AdaptiveAvgPool2d((3, 2))
+        self.classifier = nn.Sequential(
+            nn.Dropout(), nn.Linear(4 * 6, 5), nn.ReLU(True), nn.Linear(5, 2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
+
+
+class LiteralBatchView(nn.Module):
+    """`x.view(B, 32)` and `x.view(-1, 32)`, the numbers written in the code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=2)
+        self.fc1 = nn.Linear(8 * 9, 32)
+        self.fc2 = nn.Linear(32, 32)
+        self.head = nn.Linear(32, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv(x))
+        x = F.relu(self.fc1(x.view(-1, 8 * 3 * 3)))
+        x = F.relu(self.fc2(x.view(x.size(0), 32)))
+        return self.head(x.view(-1, 32))
+
+
+class LiteralChannelView(nn.Module):
+    """The channel count is a literal inside a reshape, flattened space beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.mix = nn.Conv2d(6, 5, 1)
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv(x))
+        batch, _, height, width = x.shape
+        x = x.view(batch, 6, height * width).reshape(batch, 6, height, width)
+        return self.head(F.relu(self.mix(x)).mean((2, 3)))
+
+
+class CalledTwice(nn.Module):
+    """One convolution and norm, called twice; one norm, called on two maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.conv = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.other = nn.Conv2d(4, 4, 1)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = F.relu(self.norm(self.conv(x)))
+        x = F.relu(self.norm(self.conv(x)))
+        x = F.relu(self.norm(self.other(x)))
+        return self.head(x.mean((2, 3)))
+
+
+class SharedHead(nn.Module):
+    """One head on maps of two sizes, as in a detector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 5, 3, padding=1)
+        self.down = nn.Conv2d(5, 5, 3, stride=2, padding=1)
+        self.tower = nn.Sequential(nn.Conv2d(5, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU())
+        self.predict = nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        fine = F.relu(self.stem(x))
+        coarse = F.relu(self.down(fine))
+        return [self.predict(self.tower(level)) for level in (fine, coarse)]
+
+
+class TiedParameter(nn.Module):
+    """One Parameter in two modules: a convolution's weight, and a norm's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.conv1 = nn.Conv2d(4, 5, 1)
+        self.conv2 = nn.Conv2d(4, 5, 1, bias=False)
+        self.conv2.weight = self.conv1.weight
+        self.norm1 = nn.BatchNorm2d(5)
+        self.norm2 = nn.BatchNorm2d(5)
+        self.norm2.weight = self.norm1.weight
+        self.norm2.bias = self.norm1.bias
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = self.norm1(self.conv1(x)) + F.relu(self.norm2(self.conv2(x)))
+        return self.head(x.mean((2, 3)))
+
+
+class TiedAcrossWidths(nn.Module):
+    """A weight shared by layers whose outputs would else be free of each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode = nn.Linear(3, 4, bias=False)
+        self.middle = nn.Linear(4, 3)
+        self.again = nn.Linear(3, 4)
+        self.again.weight = self.encode.weight
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.middle(torch.tanh(self.encode(x))))
+        return self.head(torch.tanh(self.again(x)))
+
+
+class CountsBatches(nn.Module):
+    """Momentum None reads num_batches_tracked; a fused norm adds to it in its forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3)
+        self.norm1 = nn.BatchNorm2d(4, momentum=None)
+        self.conv2 = nn.Conv2d(4, 5, 1)
+        self.norm2 = modules.BatchNormAct(5, F.relu)
+        self.norm3 = nn.BatchNorm2d(5, track_running_stats=False)
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm1(self.conv1(x)))
+        return self.head(self.norm3(self.norm2(self.conv2(x))).mean((2, 3)))
+
+
+class Frozen(nn.Module):
+    """A frozen stem (requires_grad False, norm in eval) below layers that train."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        self.stem.requires_grad_(False).eval()
+        self.conv = nn.Conv2d(4, 5, 1)
+        self.conv.bias.requires_grad_(False)
+        self.norm = nn.BatchNorm2d(5)
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.norm(self.conv(self.stem(x)))).mean((2, 3)))
+
+
+def double_output(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    """A forward hook that changes what a module gives."""
+    return output * 2.0
+
+
+def shift_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A forward pre-hook that changes what a module gets."""
+    return tuple(x + 0.5 for x in inputs)
+
+
+class Hooked(nn.Module):
+    """Forward hooks and pre-hooks, on a leaf, on a block and on the root."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.conv.register_forward_hook(double_output)
+        self.block = nn.Sequential(nn.Conv2d(4, 5, 1), nn.BatchNorm2d(5), nn.ReLU())
+        self.block.register_forward_pre_hook(shift_input)
+        self.head = nn.Linear(5, 2)
+        self.register_forward_hook(double_output)
+        self.register_forward_pre_hook(shift_input)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.block(self.conv(x)).mean((2, 3)))
+
+
+class InplaceAlias(nn.Module):
+    """An in-place activation changes the tensor that the shortcut reads too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.conv(F.relu(x, inplace=True))
+        return self.head((x + y).mean((2, 3)))
+
+
+class ShapeArithmetic(nn.Module):
+    """Padding, pooling and scaling computed from shapes, branches on parity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3)
+        self.conv2 = nn.Conv2d(4, 5, 2, stride=2)
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv1(x))
+        height, width = x.shape[-2:]
+        if height % 2 == 0:
+            x = F.pad(x, [0, -width % 4, 0, 1])
+        x = F.relu(self.conv2(x))
+        area = x.size(2) * x.size(3)
+        x = x.sum(dim=(2, 3)) / float(area)
+        return self.head(x * (x.shape[1] ** 0 + len(x.shape)))
+
+
+class ConcatThenNorm(nn.Module):
+    """Maps are concatenated, then normed, then flattened into a linear layer (DenseNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3, padding=1)
+        self.conv2 = nn.Conv2d(4, 3, 3, padding=1)
+        self.norm1 = nn.BatchNorm2d(7)
+        self.conv3 = nn.Conv2d(7, 2, 1)
+        self.norm2 = nn.BatchNorm2d(9)
+        self.pool = nn.AdaptiveAvgPool2d(2)
+        self.head = nn.Linear(36, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x1 = F.relu(self.conv1(x))
+        x2 = torch.cat([x1, self.conv2(x1)], 1)
+        x3 = torch.cat([x2, self.conv3(F.relu(self.norm1(x2)))], 1)
+        return self.head(self.pool(F.relu(self.norm2(x3))).flatten(1))
+
+
+class GroupedConvs(nn.Module):
+    """Grouped convolutions with in != out, and with a group width that the code fixes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.conv1 = nn.Conv2d(4, 6, 3, padding=1, groups=2)
+        self.norm = nn.GroupNorm(3, 6)
+        self.conv2 = nn.Conv2d(6, 9, 1, groups=3)
+        self.head = nn.Linear(9, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv1(F.relu(self.stem(x))))
+        return self.head(F.relu(self.conv2(F.relu(x))).mean((2, 3)))
+
+
+class GatedHalves(nn.Module):
+    """Gated linear units by chunk, by split and by F.glu."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 6, 1)
+        self.conv2 = nn.Conv2d(3, 8, 1)
+        self.conv3 = nn.Conv2d(4, 6, 1)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.conv1(x).chunk(2, dim=1)
+        c, d = self.conv2(a * torch.sigmoid(b)).split(4, dim=1)
+        return self.head(F.glu(self.conv3(F.gelu(c) * d), dim=1).mean((2, 3)))
+
+
+class PixelShuffled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv2 = nn.Conv2d(2, 4, 3, padding=1)
+        self.head = nn.Conv2d(16, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pixel_shuffle(F.relu(self.conv1(x)), 2)
+        return self.head(F.pixel_unshuffle(F.relu(self.conv2(x)), 2))
+
+
+class ConvNextBlock(nn.Module):
+    """LayerNorm on permuted axes, linears on the last axis, layer scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 2, stride=2)
+        self.depthwise = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+        self.norm = nn.LayerNorm(4, eps=1e-6)
+        self.fc1 = nn.Linear(4, 6)
+        self.fc2 = nn.Linear(6, 4)
+        self.gamma = nn.Parameter(torch.full((4,), 0.1))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
+        y = self.gamma * self.fc2(F.gelu(self.fc1(y)))
+        x = x + y.permute(0, 3, 1, 2)
+        return self.head(x.mean((2, 3)))
+
+
+class ChannelBuffers(nn.Module):
+    """Buffers with a channel axis: input statistics, and a blur filter per channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.4, 0.5, 0.6]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.2, 0.3, 0.4]).view(1, 3, 1, 1))
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        line = torch.tensor([1.0, 2.0, 1.0]) / 4.0
+        self.register_buffer("blur", (line[:, None] * line).expand(4, 1, 3, 3).clone())
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv((x - self.mean) / self.std))
+        x = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), self.blur, stride=2, groups=4)
+        return self.head(x.mean((2, 3)))
+
+
+class StandardisedConv(nn.Conv2d):
+    """A convolution that standardises its own weight (NFNet)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight
+        mean = weight.mean(dim=(1, 2, 3), keepdim=True)
+        std = weight.std(dim=(1, 2, 3), keepdim=True)
+        weight = (weight - mean) / (std + 1e-5)
+        return self._conv_forward(x, weight, self.bias)
+
+
+class SamePaddedConv(nn.Conv2d):
+    """A convolution that pads as TensorFlow does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pads: list[int] = []
+        for axis in (-1, -2):
+            kernel, stride = self.kernel_size[axis], self.stride[axis]
+            total = max((-(x.shape[axis] // -stride) - 1) * stride + kernel - x.shape[axis], 0)
+            pads += [total // 2, total - total // 2]
+        x = F.pad(x, pads)
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class SelfWeighted(nn.Module):
+    """Convolutions with a forward of their own, on their own weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = StandardisedConv(3, 4, 3)
+        self.conv2 = nn.Conv2d(4, 5, 1)
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.conv2(F.relu(self.conv1(x)))).mean((2, 3)))
+
+
+class SamePadded(nn.Module):
+    """ "Same" padding from the input's size: stride 2, dense and depthwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = SamePaddedConv(3, 4, 3, stride=2, bias=False)
+        self.norm1 = nn.BatchNorm2d(4)
+        self.conv2 = SamePaddedConv(4, 4, 5, stride=2, groups=4)
+        self.conv3 = nn.Conv2d(4, 5, 1)
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu6(self.norm1(self.conv1(x)))
+        return self.head(F.relu(self.conv3(F.relu(self.conv2(x)))).mean((2, 3)))
+
+
+class LiteralHeads(nn.Module):
+    """Self-attention over the pixels, its head count a literal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 2, stride=2)
+        self.qkv = nn.Linear(4, 12)
+        self.project = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        batch, tokens, channels = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, 2, channels // 2).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v)
+        y = y.transpose(1, 2).reshape(batch, tokens, channels)
+        return self.head((x + self.project(y)).mean(1))
+
+
+class ChannelConv(nn.Module):
+    """A 1-d convolution over the channel axis (ECA)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3)
+        self.eca = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+        self.out = nn.Conv2d(5, 4, 1)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv(x))
+        gate = self.eca(x.mean((2, 3)).view(x.shape[0], 1, -1)).sigmoid()
+        x = x * gate.view(x.shape[0], -1, 1, 1)
+        return self.head(F.relu(self.out(x)).mean((2, 3)))
+
+
+class Parametrised(nn.Module):
+    """A weight that is computed from others (weight norm as a parametrisation)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
+        self.mix = nn.Conv2d(4, 5, 1)
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.mix(F.relu(self.conv(x)))).mean((2, 3)))
+
+
+class OldWeightNorm(nn.Module):
+    """The old-style weight norm, which cannot be deep-copied once it has run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.utils.weight_norm(nn.Conv2d(3, 4, 3))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.conv(x)).mean((2, 3)))
+
+
+class ChannelPadded(nn.Module):
+    """A shortcut that pads the channel axis with zeros (ResNet's option A)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.conv = nn.Conv2d(4, 6, 3, stride=2, padding=1)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        shortcut = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 1, 1))
+        return self.head(F.relu(shortcut + self.conv(x)).mean((2, 3)))
+
+
+class Checkpointed(nn.Module):
+    """Activation checkpointing, which runs a block's forward again in the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+        self.block = nn.Sequential(nn.Conv2d(4, 6, 1), nn.ReLU(), nn.Dropout(0.2))
+        self.out = nn.Conv2d(6, 4, 1)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = checkpoint(self.block, x, use_reentrant=False) if self.training else self.block(x)
+        return self.head((x + self.out(y)).mean((2, 3)))
+
+
+class Reserved(nn.Module):
+    """Children and attributes named as the library names its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.augmented = nn.Conv2d(3, 4, 3)
+        self.base = nn.Sequential(nn.Conv2d(4, 5, 1), nn.BatchNorm2d(5), nn.ReLU())
+        self.plan = nn.Conv2d(5, 4, 1)
+        self.widths = nn.Linear(4, 2)
+        self.register_buffer("pinned", torch.tensor(2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.plan(self.base(F.relu(self.augmented(x))))
+        return self.widths(x.mean((2, 3))) * self.pinned
+
+
+class Unused(nn.Module):
+    """Layers that no forward calls, and an input that is returned as it came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.unused = nn.Sequential(nn.Conv2d(4, 9, 1), nn.BatchNorm2d(9))
+        self.unused_parameter = nn.Parameter(torch.ones(5))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, int]:
+        return self.head(F.relu(self.conv(x)).mean((2, 3))), x, 3
+
+
+class MapsOut(nn.Module):
+    """A backbone: it returns every stage's map, nested, and goes on from each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage1 = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())
+        self.stage2 = nn.Sequential(nn.Conv2d(4, 6, 1), nn.Conv2d(6, 5, 3, stride=2), nn.ReLU())
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        low = self.stage1(x)
+        high = self.stage2(low)
+        return {"maps": [low, high], "pooled": (high.mean((2, 3)),)}
+
+
+class RawParameters(nn.Module):
+    """Parameters used without a layer: a scalar, a bias per channel, a weight for F.conv2d."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 3, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(4))
+        self.scale = nn.Parameter(torch.ones(()))
+        self.shift = nn.Parameter(torch.zeros(1, 4, 1, 1))
+        self.mix = nn.Conv2d(4, 5, 1)
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv2d(x, self.weight, self.bias, padding=1)
+        x = F.relu(x * self.scale + self.shift)
+        return self.head(F.relu(self.mix(x)).mean((2, 3)))
+
+
+class UnknownInTheMiddle(nn.Module):
+    """Operators without a rule between convolutions; what lies beyond stays elastic."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.Conv2d(3, 6, 1)
+        self.conv1 = nn.Conv2d(6, 4, 3)
+        self.conv2 = nn.Conv2d(4, 5, 1)
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(F.relu(self.before(x)))
+        x = torch.cumsum(x, dim=1)
+        return self.head(F.relu(self.conv2(x)).mean((2, 3)))
+
+
+CORE = (
+    Case("audio", AudioNet, ((1, 32),), 45),
+    Case("video", VideoNet, ((3, 4, 6, 6),), 7),
+    Case("image and table", ImageAndTable, ((3, 8, 8), (4,))),
+    Case("auxiliary head", AuxiliaryHead, other=11),
+    Case("dropout everywhere", DropoutEverywhere, other=11),
+    Case("attention gate", AttentionGate, other=11),
+    Case("flatten then linear", FlattenThenLinear, other=11),
+    Case("literal batch view", LiteralBatchView),
+    Case("literal channel view", LiteralChannelView, other=11),
+    Case("called twice", CalledTwice, other=11),
+    Case("shared head", SharedHead, other=11),
+    Case("tied parameter", TiedParameter, other=11),
+    Case("tied across widths", TiedAcrossWidths, ((3,),)),
+    Case("counts batches", CountsBatches, other=11),
+    Case("frozen", Frozen, other=11),
+    Case("hooked", Hooked, other=11),
+    Case("inplace alias", InplaceAlias, other=11),
+    Case("shape arithmetic", ShapeArithmetic, other=11),
+    Case("same padded", SamePadded, other=11),
+    Case("channel padded", ChannelPadded, other=11),
+    Case("checkpointed", Checkpointed, other=11),
+    Case("reserved", Reserved, other=11),
+    Case("unused", Unused, other=11),
+    Case("maps out", MapsOut, other=11),
+    Case("unknown in the middle", UnknownInTheMiddle, other=11),
+)
+WIDE = (
+    Case("shuffle unit", ShuffleUnit, other=11),
+    Case("ghost module", GhostModule, other=11),
+    Case("concat then norm", ConcatThenNorm, other=11),
+    Case("grouped convs", GroupedConvs, other=11),
+    Case("gated halves", GatedHalves, other=11),
+    Case("pixel shuffled", PixelShuffled, other=10),
+    Case("convnext block", ConvNextBlock, other=10),
+    Case("channel buffers", ChannelBuffers, other=11),
+    Case("self weighted", SelfWeighted, other=11),
+    Case("literal heads", LiteralHeads, other=10),
+    Case("channel conv", ChannelConv, other=11),
+    Case("parametrised", Parametrised, other=11),
+    Case("raw parameters", RawParameters, other=11),
+)
+CASES = CORE + WIDE
+WHOLE = CORE[:3]
