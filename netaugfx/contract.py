@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map
 
 from .axes import Axis, Extent, size
 from .blocks import Source
@@ -19,6 +19,7 @@ from .model import WideModel
 from .plan import Config, Plan
 from .rewrite import Program, contract, replace_argument, rewrite
 from .rules import is_leaf, resize
+from .rules.norm import BATCH_NORM
 from .trace import trace
 
 HOOKS = (
@@ -99,14 +100,94 @@ def extract(wide: WideModel, config: Mapping[str, int]) -> nn.Module:
     if why is None:
         return network
     graphs = [contract(p, config, wide.plan) for p in programs]
-    texts = [[n.format_node() or "" for n in graph.nodes] for graph in graphs]
+    for graph in graphs:
+        _with_modules(graph, network)
+    texts = [_numbered(graph) for graph in graphs]
     if texts[0] != texts[1]:
         line = next((a for a, b in zip(*texts, strict=False) if a != b), "its end")
         raise ExtractError(
-            f"Cannot extract a network of plain modules: the model's own class does not run at this config, since {why}; "
-            f"nor can a graph stand for it, since it differs between train and eval mode at `{line}`."
+            "Cannot extract a network of plain modules: the model's own class does not run at this "
+            f"config, since {why}; nor can a graph stand for it, since it differs between train and "
+            f"eval mode at {line}."
         )
     return _module(network, programs[0], graphs[0])
+
+
+def _numbered(graph: fx.Graph) -> list[str]:
+    """Return the nodes as text, one naming another by its number."""
+    number = {n: i for i, n in enumerate(graph.nodes)}
+    return [
+        f"{n.op} {n.target} "
+        + str(fx.node.map_arg((n.args, dict(n.kwargs)), lambda m: ("node", number[m])))
+        for n in graph.nodes
+    ]
+
+
+NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+
+
+def _with_modules(graph: fx.Graph, network: nn.Module) -> None:
+    """Turn batch norm and dropout functions of `graph` into modules, which know train from eval mode.
+
+    Where the batch norm's tensors are those of one module of `network`, a plain batch norm takes its place.
+    """
+    for node in list(graph.nodes):
+        if node.target is F.dropout:
+            given = {**dict(zip(("input", "p"), node.args, strict=False)), **node.kwargs}
+            name = f"dropout_of_{node.name}"
+            network.add_module(name, nn.Dropout(given.get("p", 0.5)))
+            network._modules[name].training = network.training  # type: ignore[union-attr]
+            _replaced(graph, node, name, given["input"])
+        if node.target is F.batch_norm:
+            given = {**dict(zip(BATCH_NORM, node.args, strict=False)), **node.kwargs}
+            read = {k: given.get(k) for k in BATCH_NORM[1:5]}
+            paths = {
+                str(n.target).rpartition(".")[0] if str(n.target).rpartition(".")[2] == k else None
+                for k, n in read.items()
+                if isinstance(n, fx.Node)
+            }
+            path = paths.pop() if len(paths) == 1 else None
+            if path is None or any(
+                isinstance(n, fx.Node) and n.op != "get_attr" for n in read.values()
+            ):
+                continue
+            _place_norm(network, path, node.meta["val"].dim(), given)
+            _replaced(graph, node, path, given["input"])
+    for node in reversed(list(graph.nodes)):
+        counter = node.op == "get_attr" and str(node.target).endswith("num_batches_tracked")
+        if counter and all(user.target == "add_" and not user.users for user in node.users):
+            for user in list(node.users):
+                graph.erase_node(user)
+            graph.erase_node(node)
+        elif node.op == "get_attr" and not node.users:
+            graph.erase_node(node)
+
+
+def _replaced(graph: fx.Graph, node: fx.Node, path: str, source: Any) -> None:
+    with graph.inserting_before(node):
+        new = graph.call_module(path, (source,))
+    node.replace_all_uses_with(new)
+    graph.erase_node(node)
+
+
+def _place_norm(network: nn.Module, path: str, rank: int, given: Mapping[str, Any]) -> None:
+    old = network.get_submodule(path)
+    if type(old) in NORMS.values():
+        return
+    tracked, affine = given["running_mean"] is not None, given.get("weight") is not None
+    n = next(
+        len(t)
+        for t in (*old._parameters.values(), *old._buffers.values())
+        if t is not None and t.dim()
+    )
+    new = NORMS[rank](n, given.get("eps", 1e-5), given.get("momentum", 0.1), affine, tracked)
+    new._parameters.update({k: p for k, p in old._parameters.items() if k in new._parameters})
+    new._buffers.update({k: b for k, b in old._buffers.items() if k in new._buffers})
+    for name, child in old.named_children():
+        new.add_module(name, child)
+    new.training = old.training
+    owner, _, leaf = path.rpartition(".")
+    network.get_submodule(owner)._modules[leaf] = new
 
 
 def _module(network: nn.Module, program: Program, graph: fx.Graph) -> fx.GraphModule:
@@ -172,7 +253,8 @@ def _resized(root: nn.Module, value: Callable[[str, Tensor], Tensor]) -> nn.Modu
 
 def _differs(program: Program, wide: WideModel, config: Config) -> str | None:
     """Return why the model's own class, with wider layers, would not compute the subnet; None where it does."""
-    args, kwargs = wide.example
+    inputs = program.traced.inputs
+    args, kwargs = inputs.rebuild([torch.empty_like(t, device="meta") for t in inputs.tensors])
     resized = _resized(program.traced.root, _sized(wide.plan, config))
     try:
         traced = trace(resized, args, kwargs, is_leaf=is_leaf, opaque=program.traced.opaque)
@@ -193,6 +275,9 @@ def _differs(program: Program, wide: WideModel, config: Config) -> str | None:
             n = found[0].meta["val"] if isinstance(found[0], fx.Node) else found[0]
             if n != size(axis, config):
                 return f"{where(b)} would take {n} channels instead of {size(axis, config)}"
+        extra = program.typing.extra.get(a, {})
+        if extra.items() - right[1].items():
+            return f"{where(b)} needs {extra}"
         left, right = fx.node.map_arg((left, right), lambda n: ("node", number[n]))
         if str(left) != str(right):
             return f"{where(b)} then has other arguments"
@@ -207,22 +292,3 @@ def _differs(program: Program, wide: WideModel, config: Config) -> str | None:
 def _keep(found: list[Any], argument: Any) -> str:
     found.append(argument)
     return "count"
-
-
-def macs(wide: WideModel, config: Config, input_shape: tuple[int, ...] | None) -> int:
-    """Return the multiply-accumulates of one forward at `config`, counted on the meta device."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    def empty(t: Any) -> Any:
-        if not isinstance(t, Tensor):
-            return t
-        return torch.empty(input_shape or (1, *t.shape[1:]), dtype=t.dtype, device="meta")
-
-    args, kwargs = tree_map(empty, wide.example)
-    program, inputs = wide.program(args, kwargs)
-    network = _resized(program.traced.root, _sized(wide.plan, config))
-    module = _module(network, program, contract(program, config, wide.plan))
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        module(*inputs.tensors)
-    return int(counter.get_total_flops()) // 2

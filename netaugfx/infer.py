@@ -54,11 +54,15 @@ class Typing:
             them where it is a tuple, list or dict, None for anything else.
         counts: Node -> which of its arguments are channel counts, and of which axis.
         calls: Node of a layer with Parameters -> the functions that it stands for.
+        mixed: Nodes whose result depends on all channels, new ones included (a norm over channels).
+        extra: Node -> keyword arguments that subnets add (the base's scale of an attention).
     """
 
     axes: dict[fx.Node, Any] = field(default_factory=dict)
     counts: dict[fx.Node, dict[Path, Axis]] = field(default_factory=dict)
     calls: dict[fx.Node, Call] = field(default_factory=dict)
+    mixed: set[fx.Node] = field(default_factory=set)
+    extra: dict[fx.Node, dict[str, Any]] = field(default_factory=dict)
 
 
 def infer(
@@ -146,7 +150,7 @@ class _Solver:
         self.parameters: dict[str, tuple[OpenAxis, ...]] = {}
         self.summed: dict[str, set[int]] = {}
         self.fills: dict[str, float] = {}
-        self.weights: dict[str, None] = {}
+        self.weights: dict[tuple[str, int], None] = {}
         self.touched: list[tuple[str, OpenAxis]] = []
 
     def parameter(self, name: str) -> Typed | None:
@@ -233,7 +237,10 @@ class _Solver:
         if node.target is operator.getitem and not isinstance(args[0], Typed | None):
             tree: Any = args[0]
             return (tree[args[1]] if self._typed(tree) else value), {}
-        if node.op == "call_function" and node.target in (dict, tuple, list):
+        if isinstance(
+            node.target, type
+        ):  # a dataclass or named tuple is made, which only outputs are
+            self._pin(inputs, OUTPUT)
             return value, {}
         if not any(isinstance(v, Tensor) for v in tree_leaves(value)):
             if inputs and not _harmless(node):
@@ -249,9 +256,8 @@ class _Solver:
             layer = layer_of(target)
             if layer is not None and not _altered(target):
                 call = layer.lower(target, *args, **kwargs)
-                result = self._call(call, value, where(node), f"{node.target}.")
                 typing.calls[node] = call
-                return result, {}
+                return self._call(call, value, node, typing), {}
 
             def parameter(name: str) -> Typed | None:
                 return self.parameter(f"{node.target}.{name}")
@@ -268,9 +274,11 @@ class _Solver:
             parameter=parameter,
             derived=_derived(node),
         )
-        return self._apply(op, target, value)
+        return self._apply(op, target, value, node, typing)
 
-    def _apply(self, op: Op, target: Any, value: Any) -> tuple[Any, dict[Path, Any]]:
+    def _apply(
+        self, op: Op, target: Any, value: Any, node: fx.Node, typing: Typing
+    ) -> tuple[Any, dict[Path, Any]]:
         rule = rule_of(target)
         axes: Any = None
         if rule is not None:
@@ -293,20 +301,24 @@ class _Solver:
                 extra = [t for n in mine if (t := op.parameter(n)) is not None]
             self._pin([*op.tensors, *extra], f"{op.where} has no rule")
             return _plain(value), {}
+        if op.mixes:
+            typing.mixed.add(node)
+        if op.extra:
+            typing.extra[node] = op.extra
         for name, axis in op.summed:
             self.summed.setdefault(name, set()).add(axis)
         self.fills.update(op.filled)
         self.weights.update(dict.fromkeys(op.layers))
         return _join(value, axes), op.counts
 
-    def _call(self, call: Call, value: Any, place: str, prefix: str) -> Any:
+    def _call(self, call: Call, value: Any, node: fx.Node, typing: Typing) -> Any:
         """Infer a lowered layer: the innermost call first."""
 
         def typed(x: Any) -> Any:
             if isinstance(x, Call):
-                return self._call(x, None, place, prefix)
+                return self._call(x, None, node, typing)
             if isinstance(x, Ref):
-                return self.parameter(prefix + x.name)
+                return self.parameter(f"{node.target}.{x.name}")
             return x
 
         args = tuple(typed(a) for a in call.args)
@@ -318,7 +330,8 @@ class _Solver:
                 is_leaf=lambda t: isinstance(t, Typed),
             )
             value = call.target(*values[0], **values[1])
-        result, counts = self._apply(Op(place, args, kwargs, value), call.target, value)
+        op = Op(where(node), args, kwargs, value)
+        result, counts = self._apply(op, call.target, value, node, typing)
         call.counts = counts
         return result
 
@@ -400,8 +413,8 @@ class _Solver:
     def share(self) -> float:
         """Return the elastic output channels of convolution and linear layers over all of them."""
         elastic = total = 0
-        for name in self.weights:
-            for segment in resolve(self.parameters[name][0]):
+        for name, axis in self.weights:
+            for segment in resolve(self.parameters[name][axis]):
                 n = 1
                 for f in segment:
                     n *= f if isinstance(f, int) else f.size
@@ -556,6 +569,8 @@ def _named(typing: Typing, names: Mapping[Var, str]) -> Typing:
         axes={node: tree(axes) for node, axes in typing.axes.items()},
         counts={n: e for n, counts in typing.counts.items() if (e := elastic(counts))},
         calls={node: call(c) for node, c in typing.calls.items()},
+        mixed=set(typing.mixed),
+        extra=dict(typing.extra),
     )
 
 

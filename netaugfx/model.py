@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import FlopCounterMode
 
 from .blocks import Rooms
+from .calibrate import BatchStatistics
 from .errors import ConfigError
 from .infer import infer
 from .plan import KINDS, Config, Plan, Width
@@ -263,33 +267,32 @@ class WideModel(nn.Module):
         Raises:
             ConfigError: As `at`.
         """
-        from .contract import extract
-
         config = self.plan.config(config)
-        network = extract(self, config)
-        norms = {
-            name: m
-            for name, m in network.named_modules()
-            if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
-        }
-        network.eval()
-        for m in norms.values():
-            m.reset_running_stats()
-            m.momentum = None
-            m.train()
-        seen = 0
-        with torch.no_grad():
+        if config == self.plan.base_config:
+            raise ConfigError(
+                "recalibrate: the base's own statistics are not replaced; train the base instead."
+            )
+        flags = [m.training for m in self.base.modules()]
+        self.statistics.pop(config, None)
+        self.eval()
+        try:
+            runs: dict[int, BatchStatistics] = {}
             for batch in batches:
-                args, kwargs = arguments(batch)
-                network(*args, **kwargs)
-                seen += 1
-        if not seen:
+                program, inputs = self.program(*arguments(batch))
+                run = runs.setdefault(id(program), BatchStatistics(program))
+                run.add(Bound(program, self.plan, config, self.base, self.rooms), inputs.tensors)
+        finally:
+            for m, flag in zip(self.base.modules(), flags, strict=True):
+                m.training = flag
+            self.training = self.base.training
+        if not runs:
             raise ConfigError("recalibrate: no batches came; give at least one.")
-        self.statistics[config] = {
-            f"{name}.{leaf}": getattr(m, leaf).detach().clone()
-            for name, m in norms.items()
-            for leaf in ("running_mean", "running_var")
-        }
+        found: dict[str, Tensor] = {}
+        total = sum(run.batches for run in runs.values())
+        for run in runs.values():
+            for name, mean in run.means().items():
+                found[name] = found.get(name, 0) + mean * (run.batches / total)
+        self.statistics[config] = found
         self._bound = {key: b for key, b in self._bound.items() if key[1] != config}
 
     def macs(self, config: Mapping[str, int], input_shape: tuple[int, ...] | None = None) -> int:
@@ -300,9 +303,26 @@ class WideModel(nn.Module):
             input_shape: The shape of the input, batch included, for a model with one tensor input; else the
                 example's, with a batch of one.
         """
-        from .contract import macs
 
-        return macs(self, self.plan.config(config), input_shape)
+        def empty(t: Any) -> Any:
+            if not isinstance(t, Tensor):
+                return t
+            return torch.empty(input_shape or (1, *t.shape[1:]), dtype=t.dtype, device="meta")
+
+        config = self.plan.config(config)
+        program, inputs = self.program(*tree_map(empty, self.example))
+        memo: dict[int, Any] = {
+            id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
+            for p in self.rooms.parameters()
+        }
+        memo |= {id(b): torch.empty_like(b, device="meta") for b in self.rooms.buffers()}
+        rooms = copy.deepcopy(self.rooms, memo)
+        counter = FlopCounterMode(display=False)
+        with counter, torch.no_grad():
+            program.run(
+                Bound(program, self.plan, config, program.traced.root, rooms), *inputs.tensors
+            )
+        return int(counter.get_total_flops()) // 2
 
 
 class Subnet:

@@ -207,7 +207,8 @@ def with_choices(
 
     Args:
         plan: Its widths; the sizes that it has are replaced.
-        factor: The largest size over the base size: a number, or a mapping from a kind or a width-name glob to one (the name wins over
+        factor: The largest size over the base size: a number, or a mapping from a kind or a
+            width-name glob to one (the name wins over
             the kind; what no key covers has the default).
         diversity: The number of sizes above the base; likewise.
         choices: Ratios (floats) or sizes (ints) outright, or a mapping likewise; it wins over the factor.

@@ -173,6 +173,7 @@ class _Rewriter:
             return self._module(node, args, kwargs)
         for path, axis in self.program.typing.counts.get(node, {}).items():
             args, kwargs = replace_argument(args, kwargs, path, partial(self._count, axis))
+        kwargs = {**kwargs, **self.program.typing.extra.get(node, {})}
         if node.op == "call_method":
             return graph.create_node("call_method", node.target, args, kwargs, name=node.name)
         function: Any = node.target
@@ -302,6 +303,7 @@ def contract(program: Program, config: Config, plan: Plan) -> fx.Graph:
             for path, axis in program.typing.counts.get(origin, {}).items():
                 n = size(axis, config)
                 args, kwargs = replace_argument(args, kwargs, path, partial(_instead, n))
+            kwargs = {**kwargs, **program.typing.extra.get(origin, {})}
         made = graph.create_node(origin.op, origin.target, args, kwargs, name=origin.name)
         made.meta.update(origin.meta)
         new[origin] = made

@@ -213,7 +213,10 @@ class _Judge:
                 mode = "train" if program.traced.root.training else "eval"
                 for a, b in zip(mine[0], theirs[0], strict=True):
                     if not _close(a, b):
-                        return f"in {mode} mode the subnet at {_short(config, self.wide.plan)} is not what extract gives"
+                        return (
+                            f"in {mode} mode the subnet at {_short(config, self.wide.plan)} is not "
+                            "what extract gives"
+                        )
                 largest = max(
                     (g.abs().max().item() for g in theirs[1].values() if g.numel()), default=0.0
                 )
@@ -258,6 +261,7 @@ class _Judge:
                     b.copy_(kept[n])
                 torch.manual_seed(0)
                 second = _Run(nn.Module(), program.graph)
+                second.restrict(first, program, lambda t, axes: _places(axes, plan, config, cache))
                 second.run(wide.bound(program, config), *tensors)
             for node, value in second.values.items():
                 origin: Any = node.meta.get("origin")
@@ -321,10 +325,47 @@ class _Run(fx.Interpreter):
     def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
         super().__init__(fx.GraphModule(module, graph), garbage_collect_values=False)
         self.values: dict[fx.Node, Any] = {}
+        self.program: Program | None = None
         self.twins = dict(zip(self.graph.nodes, graph.nodes, strict=True))
+
+    def restrict(
+        self,
+        base: _Run,
+        program: Program,
+        places: Callable[[Tensor, Any], list[tuple[int, Tensor]]],
+    ) -> None:
+        """Let operators that mix channels compute their base channels from base channels alone."""
+        self.base, self.program, self.places = base, program, places
+
+    def restricted(self, value: Tensor, origin: fx.Node) -> Tensor:
+        assert self.program is not None
+        axes = self.program.typing.axes
+        twin = {n.meta.get("origin"): n for n in self.values}
+
+        def argument(n: fx.Node) -> Any:
+            t = self.values[twin[n]] if n in twin else self.base.values[n]
+            if not isinstance(t, Tensor) or axes.get(n) is None or n.op == "get_attr":
+                return self.base.values[n]
+            for i, positions in self.places(t, axes[n]):
+                t = t.index_select(i, positions)
+            return t
+
+        args, kwargs = fx.node.map_arg((origin.args, dict(origin.kwargs)), argument)
+        result = getattr(self.base, origin.op)(origin.target, args, kwargs)
+        where_to = self.places(value, axes[origin])
+        index: list[Any] = [torch.arange(n, device=value.device) for n in value.shape]
+        for i, positions in where_to:
+            index[i] = positions
+        if not where_to:
+            return result  # type: ignore[no-any-return]
+        grid = torch.meshgrid(*index, indexing="ij")
+        return value.index_put(grid, result)
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
+        origin = self.twins[n].meta.get("origin")
+        if self.program is not None and origin in self.program.typing.mixed:
+            value = self.restricted(value, origin)
         self.values[self.twins[n]] = value.clone() if isinstance(value, Tensor) else value
         return value
 
@@ -346,6 +387,19 @@ def _noisy(program: Program, plan: Plan) -> bool:
         ):
             return True
     return False
+
+
+def _places(
+    axes: tuple[Axis, ...], plan: Plan, config: Config, cache: dict[Axis, Extent]
+) -> list[tuple[int, Tensor]]:
+    """Return elastic dimension -> the positions of base channels along it."""
+    found = []
+    for i, axis in enumerate(axes):
+        if any(True for _ in widths_of(axis)):
+            if axis not in cache:
+                cache[axis] = extent(axis, plan.base_config, config, plan.max_config)
+            found.append((i, torch.tensor(cache[axis].base_positions())))
+    return found
 
 
 def _base_part(

@@ -128,11 +128,11 @@ def widen(
         wide = _allocate(model, made, example, seed)
         if not verify:
             return wide
-        probe = _allocate(model, _probe(made), example, seed)
-        report = check(probe, [probe.max_config])
+        small = _allocate(model, probe(made), example, seed)
+        report = check(small, [small.max_config])
         if report:
             return wide
-        found = culprits(probe)
+        found = culprits(small)
         if not found or plan is not None:
             raise VerifyError(
                 f"{type(model).__name__}: {report}. Widths found at fault: {found or 'none'}."
@@ -140,7 +140,7 @@ def widen(
         pins.update(dict.fromkeys(found, f"verification failed: {report}"))
 
 
-def _probe(made: Plan) -> Plan:
+def probe(made: Plan) -> Plan:
     """Return `made` with every width growing by little, and by another amount than its neighbours.
 
     The laws do not depend on how far widths grow; a little is cheap, and two widths that ought to be one but have the
@@ -231,7 +231,8 @@ def _default(model: nn.Module) -> Tensor:
     first = next((m for m in model.modules() if isinstance(m, layers)), None)
     if not isinstance(first, nn.Conv2d):
         raise PlanError(
-            f"{type(model).__name__} does not start with a 2-d convolution, so its input is unknown; give example_inputs."
+            f"{type(model).__name__} does not start with a 2-d convolution, so its input is unknown; "
+            "give example_inputs."
         )
     dtype = first.weight.dtype
     return torch.empty((2, first.in_channels, *image), dtype=dtype, device="meta")

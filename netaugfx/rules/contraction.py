@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..axes import OpenAxis, Var, fixed, resolve, times
-from .registry import Call, Op, Ref, Typed, layer, register_rule
+from ..axes import OpenAxis, Var, elastic, fixed, length, resolve, times
+from .registry import Call, NoRule, Op, Ref, Typed, layer, register_rule
 
 CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
@@ -97,3 +98,157 @@ def _resize_linear(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 def lower_linear(m: Any, x: Typed) -> Call:
     """A linear layer is `F.linear`."""
     return Call(F.linear, (x, Ref("weight"), Ref("bias")))
+
+
+TRANSPOSED = (
+    "input",
+    "weight",
+    "bias",
+    "stride",
+    "padding",
+    "output_padding",
+    "groups",
+    "dilation",
+)
+
+
+@register_rule(
+    torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d,
+    F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
+)  # fmt: skip
+def transposed_convolution(op: Op) -> tuple[OpenAxis, ...]:
+    """Axis 0 of the weight is the input's channels, axis 1 the output's of one group."""
+    a = op.bind(*TRANSPOSED, groups=1)
+    x, weight, bias, groups = a["input"], a["weight"], a["bias"], int(a["groups"])
+    rank = len(weight.axes) - 2
+    channel = len(x.axes) - rank - 1
+    inputs, each = weight.value.shape[:2]
+    op.pin(*x.axes[channel + 1 :], why="slides over it")
+    op.settle(*weight.axes[2:])
+    at = op.path("groups", *TRANSPOSED)
+    if groups == 1:
+        op.follow(weight.axes[0], x.axes[channel])
+        op.contracted(weight, 0)
+        outputs = weight.axes[1]
+        op.layer(weight, 1)
+    else:
+        number = Var(groups)
+        op.unify(x.axes[channel], ((number, inputs // groups),))
+        op.unify(x.axes[channel], weight.axes[0])
+        op.settle(weight.axes[1])
+        op.count(at, ((number,),))
+        outputs = times(1, ((number,),), each)
+    if bias is not None:
+        op.unify(outputs, bias.axes[0])
+    space = tuple(fixed(n) for n in op.result.shape[channel + 1 :])
+    return (*x.axes[:channel], resolve(outputs), *space)
+
+
+def _resize_transposed(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    m: Any = module
+    if "weight" in tensors:
+        inputs, each = tensors["weight"].shape[:2]
+        m.groups = inputs // (m.in_channels // m.groups) if m.groups > 1 else 1
+        m.in_channels, m.out_channels = inputs, each * m.groups
+
+
+@layer(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, resize=_resize_transposed)
+def lower_transposed(m: Any, x: Typed, output_size: Any = None) -> Call:
+    """A transposed convolution is `F.conv_transpose*`."""
+    rank = len(m.kernel_size)
+    function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[rank - 1]
+    extra = m.output_padding
+    if output_size is not None:
+        extra = m._output_padding(
+            getattr(x, "value", x),
+            output_size,
+            m.stride,
+            m.padding,
+            m.kernel_size,
+            rank,
+            m.dilation,
+        )
+    return Call(
+        function, (x, Ref("weight"), Ref("bias"), m.stride, m.padding, extra, m.groups, m.dilation)
+    )
+
+
+def _product(op: Op, tensors: list[Typed], inputs: list[str], output: str) -> tuple[OpenAxis, ...]:
+    """Unify the axes of tensors that share a letter; a letter that the output lacks is summed over."""
+    axes: dict[str, OpenAxis] = {}
+    lengths: dict[str, int] = {}
+    for t, letters in zip(tensors, inputs, strict=True):
+        for letter, axis, n in zip(letters, t.axes, t.value.shape, strict=True):
+            if letter not in axes or (lengths[letter] == 1 and n != 1):
+                if letter in axes:
+                    op.pin(axes[letter], why="repeats it")
+                axes[letter], lengths[letter] = axis, n
+            elif n == 1 and lengths[letter] != 1:
+                op.pin(axis, why="repeats it")
+            else:
+                op.unify(axes[letter], axis)
+    summed = [letter for letter in axes if letter not in output]
+    for t, letters in zip(tensors, inputs, strict=True):
+        for i, letter in enumerate(letters):
+            if letter in summed and t.name is not None:
+                op.contracted(t, i)
+                summed.remove(letter)
+    op.mixed(*(axes[letter] for letter in summed))
+    return tuple(resolve(axes[letter]) for letter in output)
+
+
+@register_rule(
+    operator.matmul, torch.matmul, torch.bmm, torch.mm, Tensor.matmul, Tensor.bmm, Tensor.mm
+)
+def matmul(op: Op) -> tuple[OpenAxis, ...]:
+    """(..., n, k) @ (..., k, m): k is summed over; leading axes broadcast."""
+    a, b = op.tensors
+    ranks = len(a.axes), len(b.axes)
+    batch = "abcdefgh"[: max(ranks) - 2] if max(ranks) > 2 else ""
+    first = "k" if ranks[0] == 1 else batch[len(batch) - (ranks[0] - 2) :] + "nk"
+    second = "k" if ranks[1] == 1 else batch[len(batch) - (ranks[1] - 2) :] + "km"
+    output = batch + ("n" if ranks[0] > 1 else "") + ("m" if ranks[1] > 1 else "")
+    return _product(op, [a, b], [first, second], output)
+
+
+@register_rule(torch.einsum, torch.functional.einsum)
+def einsum(op: Op) -> tuple[OpenAxis, ...]:
+    """Axes with the same letter are the same; letters that the output lacks are summed over."""
+    equation = op.args[0]
+    if not isinstance(equation, str) or "." in equation:
+        raise NoRule
+    left, _, right = equation.replace(" ", "").partition("->")
+    inputs = left.split(",")
+    if "->" not in equation:
+        letters = "".join(inputs)
+        right = "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    if any(len(set(i)) != len(i) for i in inputs):
+        raise NoRule
+    return _product(op, op.tensors, inputs, right)
+
+
+ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale")
+
+
+@register_rule(F.scaled_dot_product_attention, torch._C._nn.scaled_dot_product_attention)
+def attention(op: Op) -> tuple[OpenAxis, ...]:
+    """softmax(q k^T * scale) v; subnets keep the scale of the base."""
+    a = op.bind(*ATTENTION)
+    q, k, v, mask = a["query"], a["key"], a["value"], a["attn_mask"]
+    if op.kwargs.get("enable_gqa"):
+        raise NoRule
+    if a["scale"] is None and elastic(q.axes[-1]):
+        op.keyword("scale", q.value.shape[-1] ** -0.5)
+    batch = "abcdefgh"[: len(q.axes) - 2]
+    op.unify(k.axes[-2], v.axes[-2])
+    op.mixed(q.axes[-1], k.axes[-2])
+    scores = _product(op, [q, k], [f"{batch}nd", f"{batch}md"], f"{batch}nm")
+    if isinstance(mask, Typed):
+        op.broadcast(
+            Typed(torch.empty([*q.value.shape[:-1], k.value.shape[-2]], device="meta"), scores),
+            mask,
+        )
+    return _product(
+        op, [Typed(torch.empty([length(s) for s in scores], device="meta"), scores), v],
+        [f"{batch}nm", f"{batch}mv"], f"{batch}nv",
+    )  # fmt: skip

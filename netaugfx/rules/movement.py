@@ -7,6 +7,7 @@ from math import prod
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..axes import OpenAxis, Var, elastic, fixed, free, length, resolve, times
@@ -345,3 +346,113 @@ def _slice(op: Op, x: Typed, d: int, item: slice, path: Path) -> OpenAxis:
     if stop < n or item.stop is not None:
         op.count((*path, "stop"), (*before, *here))
     return here
+
+
+@register_rule(*everywhere(["pixel_shuffle"]), nn.PixelShuffle)
+def pixel_shuffle(op: Op) -> tuple[OpenAxis, ...]:
+    """R x r neighbouring channels become space."""
+    r = op.module.upscale_factor if op.module is not None else op.bind("input", "r")["r"] or 0
+    r = int(r or op.kwargs["upscale_factor"])  # type: ignore[arg-type]
+    x = op.tensors[0]
+    channels = free(op.result.shape[-3])
+    op.pin(*x.axes[-2:], why="interleaves it")
+    op.unify(x.axes[-3], times(1, channels, r * r))
+    return (*x.axes[:-3], resolve(channels), *(fixed(n) for n in op.result.shape[-2:]))
+
+
+@register_rule(*everywhere(["pixel_unshuffle"]), nn.PixelUnshuffle)
+def pixel_unshuffle(op: Op) -> tuple[OpenAxis, ...]:
+    """R x r neighbours in space become channels."""
+    x = op.tensors[0]
+    op.pin(*x.axes[-2:], why="takes it apart")
+    inner = op.result.shape[-3] // x.value.shape[-3]
+    space = (fixed(n) for n in op.result.shape[-2:])
+    return (*x.axes[:-3], times(1, x.axes[-3], inner), *space)
+
+
+@register_rule(*everywhere(["channel_shuffle"]), nn.ChannelShuffle)
+def channel_shuffle(op: Op) -> tuple[OpenAxis, ...]:
+    """Channels as groups x width become width x groups."""
+    x = op.tensors[0]
+    groups: Any = (
+        op.module.groups if op.module is not None else op.bind("input", "groups")["groups"]
+    )
+    width = free(x.value.shape[1] // groups)
+    op.unify(x.axes[1], times(groups, width, 1))
+    return (x.axes[0], times(1, width, groups), *x.axes[2:])
+
+
+@register_rule(*everywhere(["glu"]), nn.GLU)
+def glu(op: Op) -> tuple[OpenAxis, ...]:
+    """Two halves, one gating the other."""
+    x = op.tensors[0]
+    dim: Any = op.module.dim if op.module is not None else op.bind("input", "dim", dim=-1)["dim"]
+    dim %= len(x.axes)
+    half = free(op.result.shape[dim])
+    op.unify(x.axes[dim], times(2, half, 1))
+    return (*x.axes[:dim], resolve(half), *x.axes[dim + 1 :])
+
+
+@register_rule(*everywhere(["repeat", "tile"]))
+def repeat(op: Op) -> tuple[OpenAxis, ...]:
+    """An axis laid out several times."""
+    x, given = op.args[0], op.args[1:]
+    nested = len(given) == 1 and isinstance(given[0], Sequence)
+    counts: Sequence[int] = given[0] if nested else given
+    if op.kwargs or len(counts) < len(x.axes):
+        raise NoRule
+    new = len(counts) - len(x.axes)
+    return (
+        *(fixed(n) for n in counts[:new]),
+        *(times(int(n), axis, 1) for n, axis in zip(counts[new:], x.axes, strict=True)),
+    )
+
+
+@register_rule(*everywhere(["repeat_interleave"]))
+def repeat_interleave(op: Op) -> tuple[OpenAxis, ...]:
+    """Every element of an axis several times in a row."""
+    a = op.bind("input", "repeats", "dim")
+    if not isinstance(a["repeats"], int) or a["dim"] is None:
+        raise NoRule
+    x, dim = a["input"], a["dim"] % len(op.tensors[0].axes)
+    return (*x.axes[:dim], times(1, x.axes[dim], a["repeats"]), *x.axes[dim + 1 :])
+
+
+@register_rule(Tensor.roll, torch.roll)
+def roll(op: Op) -> tuple[OpenAxis, ...]:
+    """The axes that are rolled must not grow."""
+    a = op.bind("input", "shifts", "dims")
+    if a["dims"] is None:
+        raise NoRule
+    dims = (a["dims"],) if isinstance(a["dims"], int) else a["dims"]
+    op.pin(*(a["input"].axes[d] for d in dims), why="rolls it")
+    return tuple(a["input"].axes)
+
+
+@register_rule(*everywhere(["unfold"]), nn.Unfold)
+def unfold(op: Op) -> tuple[OpenAxis, ...]:
+    """Patches: `nn.Unfold` lays channels out as channels x patch; `Tensor.unfold` makes windows of an axis."""
+    x = op.tensors[0]
+    if len(op.result.shape) == len(x.axes) + 1:
+        dim = op.bind("input", "dimension", "size", "step")["dimension"] % len(x.axes)
+        op.pin(x.axes[dim], why="makes windows of it")
+        axes = [*x.axes, fixed(op.result.shape[-1])]
+        axes[dim] = fixed(op.result.shape[dim])
+        return tuple(axes)
+    if len(x.axes) != 4:
+        raise NoRule
+    op.pin(*x.axes[2:], why="slides over it")
+    patch = op.result.shape[1] // x.value.shape[1]
+    return (x.axes[0], times(1, x.axes[1], patch), fixed(op.result.shape[2]))
+
+
+@register_rule(F.fold, nn.Fold)
+def fold(op: Op) -> tuple[OpenAxis, ...]:
+    """The inverse of `nn.Unfold`."""
+    x = op.tensors[0]
+    if len(x.axes) != 3:
+        raise NoRule
+    channels = free(op.result.shape[1])
+    op.unify(x.axes[1], times(1, channels, x.value.shape[1] // op.result.shape[1]))
+    op.pin(x.axes[2], why="slides over it")
+    return (x.axes[0], resolve(channels), *(fixed(n) for n in op.result.shape[2:]))

@@ -1,15 +1,16 @@
-"""Batch norm: one number per channel, and running statistics that belong to the base."""
+"""Norms: per channel (batch, instance), over groups of channels, and over channels (layer, RMS)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..axes import OpenAxis
-from .registry import Call, Op, Ref, Typed, layer, register_rule
+from ..axes import OpenAxis, Var, elastic, resolve
+from .registry import Call, NoRule, Op, Ref, Typed, layer, register_rule
 
 BATCH_NORM = (
     "input",
@@ -66,3 +67,113 @@ def lower_batch_norm(m: Any, x: Typed) -> Call:
 
 
 SUBNET_FORMS: dict[Any, Any] = {F.batch_norm: subnet_batch_norm}
+
+LAYER_NORM = ("input", "normalized_shape", "weight", "bias", "eps")
+
+
+@register_rule(F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm)
+def layer_norm(op: Op) -> tuple[OpenAxis, ...]:
+    """Normalised over the last axes; scale and shift have those axes."""
+    a = op.bind(*LAYER_NORM)
+    x, shape = a["input"], a["normalized_shape"]
+    last = x.axes[-len(shape) :]
+    for t in (a["weight"], a["bias"]):
+        if isinstance(t, Typed):
+            for mine, theirs in zip(t.axes, last, strict=True):
+                op.unify(theirs, mine)
+    at = op.path("normalized_shape", *LAYER_NORM)
+    for i, axis in enumerate(last):
+        op.count((*at, i), axis)
+    op.mixed(*last)
+    return tuple(x.axes)
+
+
+def _resize_layer_norm(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    m: Any = module
+    if "weight" in tensors:
+        m.normalized_shape = tuple(tensors["weight"].shape)
+
+
+@layer(nn.LayerNorm, resize=_resize_layer_norm)
+def lower_layer_norm(m: Any, x: Typed) -> Call:
+    """A layer norm is `F.layer_norm`."""
+    return Call(F.layer_norm, (x, tuple(m.normalized_shape), Ref("weight"), Ref("bias"), m.eps))
+
+
+@layer(nn.RMSNorm, resize=_resize_layer_norm)
+def lower_rms_norm(m: Any, x: Typed) -> Call:
+    """An RMS norm is `F.rms_norm`."""
+    return Call(F.rms_norm, (x, tuple(m.normalized_shape), Ref("weight"), m.eps))
+
+
+GROUP_NORM = ("input", "num_groups", "weight", "bias", "eps")
+
+
+@register_rule(F.group_norm, torch.group_norm)
+def group_norm(op: Op) -> tuple[OpenAxis, ...]:
+    """Several groups: their number grows, so that base groups see base channels alone. One group mixes all."""
+    a = op.bind(*GROUP_NORM)
+    x, groups = a["input"], int(a["num_groups"])
+    channels = x.axes[1]
+    for t in (a["weight"], a["bias"]):
+        if isinstance(t, Typed):
+            op.unify(channels, t.axes[0])
+    if groups == 1:
+        op.mixed(channels)
+    elif elastic(channels):
+        number = Var(groups)
+        op.unify(channels, ((number, x.value.shape[1] // groups),))
+        op.count(op.path("num_groups", *GROUP_NORM), ((number,),))
+    return (x.axes[0], resolve(channels), *x.axes[2:])
+
+
+def _resize_group_norm(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    m: Any = module
+    if "weight" in tensors:
+        channels = tensors["weight"].shape[0]
+        m.num_groups = channels // (m.num_channels // m.num_groups) if m.num_groups > 1 else 1
+        m.num_channels = channels
+
+
+@layer(nn.GroupNorm, resize=_resize_group_norm)
+def lower_group_norm(m: Any, x: Typed) -> Call:
+    """A group norm is `F.group_norm`."""
+    return Call(F.group_norm, (x, m.num_groups, Ref("weight"), Ref("bias"), m.eps))
+
+
+INSTANCE_NORM = (*BATCH_NORM[:5], "use_input_stats", "momentum", "eps")
+
+
+@register_rule(F.instance_norm)
+def instance_norm(op: Op) -> tuple[OpenAxis, ...]:
+    """Statistics per sample and channel."""
+    a = op.bind(*INSTANCE_NORM, use_input_stats=True)
+    if a["running_mean"] is not None and a["use_input_stats"]:
+        raise NoRule  # it would write to the base's statistics
+    x = a["input"]
+    for name in INSTANCE_NORM[1:5]:
+        if a[name] is not None:
+            op.unify(x.axes[1], a[name].axes[0])
+    op.fill(a["running_mean"], 0.0)
+    op.fill(a["running_var"], 1.0)
+    return tuple(x.axes)
+
+
+@layer(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, resize=_resize_batch_norm)
+def lower_instance_norm(m: Any, x: Typed) -> Call:
+    """An instance norm is `F.instance_norm`."""
+    from_input = m.training or not m.track_running_stats
+    mean, var, weight, bias = map(Ref, BATCH_NORM[1:5])
+    return Call(F.instance_norm, (x, mean, var, weight, bias, from_input, m.momentum or 0.0, m.eps))
+
+
+NORMALIZE = ("input", "p", "dim")
+
+
+@register_rule(F.normalize)
+def normalize(op: Op) -> tuple[OpenAxis, ...]:
+    """Divided by the norm along some axes."""
+    a = op.bind(*NORMALIZE, dim=1)
+    dims = (a["dim"],) if isinstance(a["dim"], int) else a["dim"]
+    op.mixed(*(a["input"].axes[d] for d in dims))
+    return tuple(a["input"].axes)

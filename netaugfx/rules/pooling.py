@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ..axes import OpenAxis, elastic, fixed
-from .registry import Op, everywhere, register_rule
+from .registry import NoRule, Op, everywhere, register_rule
 
 SPACE = {
     1: (nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d, nn.LPPool1d, F.max_pool1d,
@@ -59,8 +59,7 @@ def reduction(op: Op) -> tuple[OpenAxis, ...]:
     x, rank = a["input"], len(op.tensors[0].axes)
     dims = a["dim"] if a["dim"] is not None else range(rank)
     dims = {d % rank for d in ((dims,) if isinstance(dims, int) else dims)}
-    for d in dims:
-        op.pin(x.axes[d], why="reduces it")
+    op.mixed(*(x.axes[d] for d in dims))
     if a["keepdim"]:
         return tuple(fixed(1) if i in dims else axis for i, axis in enumerate(x.axes))
     return tuple(axis for i, axis in enumerate(x.axes) if i not in dims)
@@ -110,11 +109,26 @@ def pad_module(op: Op) -> tuple[OpenAxis, ...]:
     )
 
 
-@register_rule(*everywhere(["softmax", "log_softmax", "softmin", "cumsum", "flip"]))
+SOFTMAX = everywhere(["softmax", "log_softmax", "softmin"])
+
+
+@register_rule(*SOFTMAX)
+def softmax(op: Op) -> tuple[OpenAxis, ...]:
+    """A softmax along an axis; along channels it mixes them."""
+    a = op.bind("input", "dim")
+    if not isinstance(a["dim"], int):
+        raise NoRule
+    op.mixed(a["input"].axes[a["dim"]])
+    return tuple(a["input"].axes)
+
+
+@register_rule(*everywhere(["cumsum", "flip", "cumprod"]))
 def along(op: Op) -> tuple[OpenAxis, ...]:
     """An operator along some axes, which must not grow; the others pass."""
     a = op.bind("input", "dim")
     x, rank = a["input"], len(op.tensors[0].axes)
+    if not isinstance(op.result, Tensor):
+        raise NoRule
     dims = a["dim"] if a["dim"] is not None else a.get("dims")
     dims = range(rank) if dims is None else (dims,) if isinstance(dims, int) else dims
     for d in dims:
@@ -124,8 +138,10 @@ def along(op: Op) -> tuple[OpenAxis, ...]:
 
 @register_rule(nn.Softmax, nn.LogSoftmax, nn.Softmin)
 def softmax_module(op: Op) -> tuple[OpenAxis, ...]:
-    """A softmax along an axis, which must not grow."""
+    """A softmax along an axis; along channels it mixes them."""
     x = op.tensors[0]
     dim = op.module.dim if op.module is not None else None
-    op.pin(*([x.axes[int(dim)]] if isinstance(dim, int) else x.axes), why="runs along it")
+    if not isinstance(dim, int):
+        raise NoRule
+    op.mixed(x.axes[dim])
     return tuple(x.axes)

@@ -198,7 +198,9 @@ class Op:
         self.counts: dict[Path, OpenAxis] = {}
         self.summed: list[tuple[str, int]] = []
         self.filled: dict[str, float] = {}
-        self.layers: list[str] = []
+        self.layers: list[tuple[str, int]] = []
+        self.mixes = False
+        self.extra: dict[str, Any] = {}
         self._parameter = parameter
 
     @property
@@ -258,10 +260,22 @@ class Op:
         if tensor is not None and tensor.name is not None:
             self.filled[tensor.name] = value
 
-    def layer(self, weight: Typed) -> None:
-        """Say that this is a convolution or linear layer with output channels on axis 0 of `weight`."""
+    def layer(self, weight: Typed, axis: int = 0) -> None:
+        """Say that this is a convolution or linear layer with output channels on this axis of `weight`."""
         if weight.name is not None:
-            self.layers.append(weight.name)
+            self.layers.append((weight.name, axis))
+
+    def mixed(self, *axes: OpenAxis) -> None:
+        """Say that every element of the result depends on all elements of these axes, new ones included.
+
+        Law 4 then holds for the operator restricted to base channels (a mean or a norm over channels, say).
+        """
+        if any(elastic(axis) for axis in axes):
+            self.mixes = True
+
+    def keyword(self, name: str, value: Any) -> None:
+        """Say that subnets call the operator with this keyword argument, which the base leaves at its default."""
+        self.extra[name] = value
 
     def plain(self) -> Any:
         """Return the axes of the result with nothing elastic in them."""

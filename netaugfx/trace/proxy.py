@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from netaugfx.errors import TraceError
-from netaugfx.meta import compute, substitute, to_meta
+from ..errors import TraceError
+from .meta import compute, substitute, to_meta
 
-_HERE = os.path.dirname(__file__) + os.sep
+_HERE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _READS = ("item", "tolist", "numpy", "__array__")
 _OPERATORS = (

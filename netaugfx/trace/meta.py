@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from netaugfx.errors import TraceError
+from ..errors import TraceError
 
 META = torch.device("meta")
 _HOOKS = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")

@@ -20,8 +20,8 @@ from torch.fx.node import base_types
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
-from netaugfx.errors import InputError, NetAugFXError, TraceError
-from netaugfx.meta import (
+from ..errors import InputError, NetAugFXError, TraceError
+from .meta import (
     META,
     compute,
     meta_copy,
@@ -34,7 +34,7 @@ from netaugfx.meta import (
     to_meta,
     to_real,
 )
-from netaugfx.proxy import Guard, Recorder, Untraceable, origin_of, source_of, updated_attribute
+from .proxy import Guard, Recorder, Untraceable, origin_of, source_of, updated_attribute
 
 __all__ = ["Guard", "Inputs", "Traced", "is_torch_leaf", "trace"]
 
