@@ -40,6 +40,9 @@ class WideModel(nn.Module):
     plan: Plan
     example: tuple[tuple[Any, ...], dict[str, Any]]
     rooms: Rooms
+    statistics: dict[Config, dict[str, Tensor]]
+    _active: Config | None
+    _generator_state: Tensor
 
     def __init__(
         self, base: nn.Module, plan: Plan, rooms: Rooms, example: tuple[Any, Any], seed: int
@@ -48,19 +51,22 @@ class WideModel(nn.Module):
         self.room = next(
             name for name in _reserved() if name not in base._modules and not hasattr(base, name)
         )
+        # into __dict__: the base may have children of these names, which are then found on `base` alone
+        self.__dict__.update(
+            base=base,
+            plan=plan,
+            rooms=rooms,
+            example=example,
+            statistics={},
+            training=base.training,
+            _active=None,
+            _generator_state=torch.Generator().manual_seed(seed).get_state(),
+        )
         # the same dictionaries, so that .to(), load_state_dict() and the like reach the base
         self._parameters = base._parameters
         self._buffers = base._buffers
         self._non_persistent_buffers_set = base._non_persistent_buffers_set
-        self._modules = {**base._modules, self.room: rooms}
-        self.__dict__["base"] = base
-        self.plan = plan
-        self.training = base.training
-        self.__dict__["rooms"] = rooms
-        self.__dict__["example"] = example
-        self._active: Config | None = None
-        self.statistics: dict[Config, dict[str, Tensor]] = {}
-        self._generator_state = torch.Generator().manual_seed(seed).get_state()
+        self.__dict__["_modules"] = {**base._modules, self.room: rooms}
         self._forget()
 
     # ------------------------------------------------------------------------------------------- at rest

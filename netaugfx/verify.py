@@ -72,7 +72,7 @@ def verify(
         if configs is None
         else tuple(wide.plan.config(c) for c in configs)
     )
-    chosen = tuple(dict.fromkeys(chosen))
+    chosen = tuple(c for c in dict.fromkeys(chosen) if c != wide.base_config)
     with _random_state_kept():
         judge = _Judge(wide, seed)
         failures: dict[int, str] = {}
