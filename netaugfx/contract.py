@@ -206,9 +206,13 @@ def both_modes(wide: WideModel) -> list[Program]:
     here, _ = wide.program(args, kwargs)
     other = copy.deepcopy(here.traced.root)
     other.train(not other.training)
-    traced = trace(other, args, kwargs, is_leaf=is_leaf)
-    _, (typing,) = infer([traced], plan=wide.plan)
-    return [here, rewrite(traced, typing, wide.plan)]
+    there = wide.known(other, args, kwargs)
+    if there is None:
+        traced = trace(other, args, kwargs, is_leaf=is_leaf)
+        _, (typing,) = infer([traced], plan=wide.plan)
+        there = rewrite(traced, typing, wide.plan)
+        wide.adopt(there)
+    return [here, there]
 
 
 def _values(wide: WideModel, config: Config) -> Callable[[str, Tensor], Tensor]:

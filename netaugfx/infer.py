@@ -113,6 +113,7 @@ def infer(
         for f in segment[1:]
         if isinstance(f, Var)
     }
+    awkward |= {v.order for axis in solver.ordered for v in variables(resolve(axis))}
     made = Plan(
         widths=tuple(
             Width(name, v.size, (v.size,), kinds[v], v.order not in awkward, layers[v])
@@ -152,6 +153,7 @@ class _Solver:
         self.fills: dict[str, float] = {}
         self.weights: dict[tuple[str, int], None] = {}
         self.touched: list[tuple[str, OpenAxis]] = []
+        self.ordered: list[OpenAxis] = []
 
     def parameter(self, name: str) -> Typed | None:
         """Return a Parameter or buffer by any of its names, typed."""
@@ -303,6 +305,7 @@ class _Solver:
             return _plain(value), {}
         if op.mixes:
             typing.mixed.add(node)
+        self.ordered += op.in_order
         if op.extra:
             typing.extra[node] = op.extra
         for name, axis in op.summed:

@@ -40,6 +40,9 @@ class WideModel(nn.Module):
     plan: Plan
     example: tuple[tuple[Any, ...], dict[str, Any]]
     rooms: Rooms
+    statistics: dict[Config, dict[str, Tensor]]
+    _active: Config | None
+    _generator_state: Tensor
 
     def __init__(
         self, base: nn.Module, plan: Plan, rooms: Rooms, example: tuple[Any, Any], seed: int
@@ -48,19 +51,22 @@ class WideModel(nn.Module):
         self.room = next(
             name for name in _reserved() if name not in base._modules and not hasattr(base, name)
         )
+        # into __dict__: the base may have children of these names, which are then found on `base` alone
+        self.__dict__.update(
+            base=base,
+            plan=plan,
+            rooms=rooms,
+            example=example,
+            statistics={},
+            training=base.training,
+            _active=None,
+            _generator_state=torch.Generator().manual_seed(seed).get_state(),
+        )
         # the same dictionaries, so that .to(), load_state_dict() and the like reach the base
         self._parameters = base._parameters
         self._buffers = base._buffers
         self._non_persistent_buffers_set = base._non_persistent_buffers_set
-        self._modules = {**base._modules, self.room: rooms}
-        self.__dict__["base"] = base
-        self.plan = plan
-        self.training = base.training
-        self.__dict__["rooms"] = rooms
-        self.__dict__["example"] = example
-        self._active: Config | None = None
-        self.statistics: dict[Config, dict[str, Tensor]] = {}
-        self._generator_state = torch.Generator().manual_seed(seed).get_state()
+        self.__dict__["_modules"] = {**base._modules, self.room: rooms}
         self._forget()
 
     # ------------------------------------------------------------------------------------------- at rest
@@ -232,15 +238,13 @@ class WideModel(nn.Module):
             GuardError: The new graph couples channels otherwise than the plan.
         """
         inputs = Inputs.of(self.base, args, kwargs)
-        flags = tuple(m.training for m in self.base.modules())
-        key = (flags, inputs.key)
+        key = (_flags(self.base), inputs.key)
         program = self._found.get(key)
         if program is None:
-            same = self._programs.setdefault(flags, [])
-            program = next((p for p in same if p.traced.matches(args, kwargs)), None)
+            program = self.known(self.base, args, kwargs)
             if program is None:
                 program = self._rewritten(trace(self.base, args, kwargs, is_leaf=is_leaf))
-                same.append(program)
+                self.adopt(program)
             self._found[key] = program
         return program, inputs
 
@@ -249,10 +253,15 @@ class WideModel(nn.Module):
         return rewrite(traced, typing, self.plan)
 
     def adopt(self, program: Program) -> None:
-        """Take a program that was traced on this model as it stands."""
-        self._programs.setdefault(
-            tuple(m.training for m in program.traced.root.modules()), []
-        ).append(program)
+        """Keep a program for the flags that it was traced at."""
+        self._programs.setdefault(_flags(program.traced.root), []).append(program)
+
+    def known(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Program | None:
+        """Return the program for these inputs at the flags of `model`, if there is one already."""
+        same = self._programs.get(_flags(model), [])
+        return next((p for p in same if p.traced.matches(args, kwargs)), None)
 
     def recalibrate(self, config: Mapping[str, int], batches: Iterable[Any]) -> None:
         """Give the subnet at `config` batch-norm statistics of its own, the mean over `batches`.
@@ -323,6 +332,10 @@ class WideModel(nn.Module):
                 Bound(program, self.plan, config, program.traced.root, rooms), *inputs.tensors
             )
         return int(counter.get_total_flops()) // 2
+
+
+def _flags(model: nn.Module) -> tuple[bool, ...]:
+    return tuple(m.training for m in model.modules())
 
 
 class Subnet:

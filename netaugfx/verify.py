@@ -9,29 +9,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .axes import Axis, Extent, extent, widths_of
+from .containment import base_part, close, first_spoilt
 from .contract import both_modes, extract
 from .errors import ExtractError, NetAugFXError, VerifyError
 from .infer import where
 from .model import WideModel
 from .plan import Config, Plan
 from .rewrite import Program
+from .trace import Inputs
 
 TOLERANCE = 1e-9  # in float64, relative to the largest entry
 SIDE = 64  # pixels
-RANDOM = {
-    F.dropout,
-    F.dropout1d,
-    F.dropout2d,
-    F.dropout3d,
-    F.alpha_dropout,
-    F.feature_alpha_dropout,
-}
-NOISE = {"rand_like", "randn_like", "bernoulli", "bernoulli_", "normal_", "uniform_", "rrelu"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +72,7 @@ def verify(
         if configs is None
         else tuple(wide.plan.config(c) for c in configs)
     )
-    chosen = tuple(dict.fromkeys(chosen))
+    chosen = tuple(c for c in dict.fromkeys(chosen) if c != wide.base_config)
     with _random_state_kept():
         judge = _Judge(wide, seed)
         failures: dict[int, str] = {}
@@ -139,6 +130,7 @@ class _Judge:
             for name in ("drop_prob", "p"):
                 if type(m).__name__ in ("DropPath", "StochasticDepth") and hasattr(m, name):
                     setattr(m, name, 0.0)
+        self.paths = {path for path, _ in self.wide.base.named_modules()}
         device = next((p.device for p in wide.parameters()), torch.device("cpu"))
         self.base = copy.deepcopy(
             self.wide.base
@@ -178,8 +170,7 @@ class _Judge:
 
         def each() -> Iterator[Program]:
             for program in self.programs:
-                for m, same in zip(modules, program.traced.root.modules(), strict=True):
-                    m.training = same.training
+                _set_flags(self.wide.base, program)
                 self.wide.training = self.wide.base.training
                 yield program
 
@@ -205,14 +196,23 @@ class _Judge:
         return None
 
     def law_3(self, config: Config) -> str | None:
+        plain = extract(self.wide, config)
+        graph = isinstance(plain, fx.GraphModule)
         with self.modes() as programs:
             for program in programs:
-                plain = extract(self.wide, config)
+                for path, m in plain.named_modules():
+                    if not graph or path in self.paths:
+                        m.training = program.traced.root.get_submodule(path).training
+                    elif path.startswith("dropout_of_"):
+                        m.training = program.traced.root.training
                 mine = self.step(self.wide.at(config), self.wide.base)
+                kept = {n: b.clone() for n, b in plain.named_buffers()}
                 theirs = self.step(plain, plain)
+                for n, b in plain.named_buffers():
+                    b.copy_(kept[n])
                 mode = "train" if program.traced.root.training else "eval"
                 for a, b in zip(mine[0], theirs[0], strict=True):
-                    if not _close(a, b):
+                    if not close(a, b, TOLERANCE):
                         return (
                             f"in {mode} mode the subnet at {_short(config, self.wide.plan)} is not "
                             "what extract gives"
@@ -230,7 +230,7 @@ class _Judge:
 
     def base_part(self, name: str, t: Tensor | None, config: Config) -> Tensor | None:
         axes = self.wide.plan.axes.get(name)
-        return t if t is None or axes is None else _base_part(t, axes, self.wide.plan, config, {})
+        return t if t is None or axes is None else base_part(t, axes, self.wide.plan, config, {})
 
     def law_4(self, config: Config) -> str | None:
         wide, plan = self.wide, self.wide.plan
@@ -241,40 +241,16 @@ class _Judge:
                     block = wide.rooms.room(path)._parameters.get(f"{leaf}_axis{axis}")
                     if block is not None:
                         block.zero_()
-        cache: dict[Axis, Extent] = {}
-        for program in self.programs:
-            if program.traced.root.training and _noisy(program, plan):
-                continue
-            base = self.base
-            for m, same in zip(base.modules(), program.traced.root.modules(), strict=True):
-                m.training = same.training
-            for name, t in program.traced.constants.items():
-                if name not in base._buffers:
-                    base.register_buffer(name, t.clone(), persistent=False)
-            tensors = _flat_inputs(program, wide, self.args, self.kwargs)
-            with torch.no_grad():
-                torch.manual_seed(0)
-                first = _Run(base, program.traced.graph)
-                kept = {n: b.clone() for n, b in base.named_buffers()}
-                first.run(*tensors)
-                for n, b in base.named_buffers():
-                    b.copy_(kept[n])
-                torch.manual_seed(0)
-                second = _Run(nn.Module(), program.graph)
-                second.restrict(first, program, lambda t, axes: _places(axes, plan, config, cache))
-                second.run(wide.bound(program, config), *tensors)
-            for node, value in second.values.items():
-                origin: Any = node.meta.get("origin")
-                axes = program.typing.axes.get(origin)
-                if not isinstance(value, Tensor) or axes is None or origin.op == "get_attr":
-                    continue
-                expected = first.values[origin]
-                found = _base_part(value, axes, plan, config, cache)
-                if found.shape != expected.shape or not _close(found, expected):
+            for program in self.programs:
+                _set_flags(self.base, program)
+                inputs = Inputs.of(wide.base, self.args, self.kwargs).tensors
+                bound = wide.bound(program, config)
+                node = first_spoilt(program, self.base, bound, inputs, plan, config, TOLERANCE)
+                if node is not None:
                     mode = "train" if program.traced.root.training else "eval"
                     return (
-                        f"in {mode} mode the base channels of {where(origin)} at {_short(config, plan)} are not what "
-                        "the base computes"
+                        f"in {mode} mode the base channels of {where(node)} at {_short(config, plan)} "
+                        "are not what the base computes"
                     )
         return None
 
@@ -311,122 +287,14 @@ def _output_tensors(value: Any) -> list[Tensor]:
     return [t for t in tree_leaves(value) if isinstance(t, Tensor)]
 
 
-def _flat_inputs(
-    program: Program, wide: WideModel, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> list[Tensor]:
-    from .trace import Inputs
-
-    return Inputs.of(wide.base, args, kwargs).tensors
-
-
-class _Run(fx.Interpreter):
-    """A graph run with every value kept and dropout left out."""
-
-    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
-        super().__init__(fx.GraphModule(module, graph), garbage_collect_values=False)
-        self.values: dict[fx.Node, Any] = {}
-        self.program: Program | None = None
-        self.twins = dict(zip(self.graph.nodes, graph.nodes, strict=True))
-
-    def restrict(
-        self,
-        base: _Run,
-        program: Program,
-        places: Callable[[Tensor, Any], list[tuple[int, Tensor]]],
-    ) -> None:
-        """Let operators that mix channels compute their base channels from base channels alone."""
-        self.base, self.program, self.places = base, program, places
-
-    def restricted(self, value: Tensor, origin: fx.Node) -> Tensor:
-        assert self.program is not None
-        axes = self.program.typing.axes
-        twin = {n.meta.get("origin"): n for n in self.values}
-
-        def argument(n: fx.Node) -> Any:
-            t = self.values[twin[n]] if n in twin else self.base.values[n]
-            if not isinstance(t, Tensor) or axes.get(n) is None or n.op == "get_attr":
-                return self.base.values[n]
-            for i, positions in self.places(t, axes[n]):
-                t = t.index_select(i, positions)
-            return t
-
-        args, kwargs = fx.node.map_arg((origin.args, dict(origin.kwargs)), argument)
-        result = getattr(self.base, origin.op)(origin.target, args, kwargs)
-        where_to = self.places(value, axes[origin])
-        index: list[Any] = [torch.arange(n, device=value.device) for n in value.shape]
-        for i, positions in where_to:
-            index[i] = positions
-        if not where_to:
-            return result  # type: ignore[no-any-return]
-        grid = torch.meshgrid(*index, indexing="ij")
-        return value.index_put(grid, result)
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        origin = self.twins[n].meta.get("origin")
-        if self.program is not None and origin in self.program.typing.mixed:
-            value = self.restricted(value, origin)
-        self.values[self.twins[n]] = value.clone() if isinstance(value, Tensor) else value
-        return value
-
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if target in RANDOM:
-            return args[0] if args else kwargs["input"]
-        return super().call_function(target, args, kwargs)
-
-
-def _noisy(program: Program, plan: Plan) -> bool:
-    """Return whether noise is drawn for elastic channels: then base and subnet cannot see the same."""
-    for node in program.traced.graph.nodes:
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        axes = program.typing.axes.get(node)
-        if (
-            name in NOISE
-            and isinstance(axes, tuple)
-            and any(True for a in axes for _ in widths_of(a))
-        ):
-            return True
-    return False
-
-
-def _places(
-    axes: tuple[Axis, ...], plan: Plan, config: Config, cache: dict[Axis, Extent]
-) -> list[tuple[int, Tensor]]:
-    """Return elastic dimension -> the positions of base channels along it."""
-    found = []
-    for i, axis in enumerate(axes):
-        if any(True for _ in widths_of(axis)):
-            if axis not in cache:
-                cache[axis] = extent(axis, plan.base_config, config, plan.max_config)
-            found.append((i, torch.tensor(cache[axis].base_positions())))
-    return found
-
-
-def _base_part(
-    t: Tensor, axes: tuple[Axis, ...], plan: Plan, config: Config, cache: dict[Axis, Extent]
-) -> Tensor:
-    for i, axis in enumerate(axes):
-        if any(True for _ in widths_of(axis)):
-            if axis not in cache:
-                cache[axis] = extent(axis, plan.base_config, config, plan.max_config)
-            if cache[axis].length != t.shape[i]:
-                raise ValueError(
-                    f"an axis has {t.shape[i]} channels where {cache[axis].length} were planned"
-                )
-            t = t.index_select(i, torch.tensor(cache[axis].base_positions(), device=t.device))
-    return t
+def _set_flags(model: nn.Module, program: Program) -> None:
+    """Give `model` the train and eval flags that the program was traced at."""
+    for path, m in program.traced.root.named_modules():
+        model.get_submodule(path).training = m.training
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and bool(torch.equal(a, b) or torch.equal(a.isnan(), b.isnan()))
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    if a.shape != b.shape:
-        return False
-    if not a.is_floating_point() or a.numel() == 0:
-        return bool(torch.equal(a, b))
-    return bool((a - b).abs().max() <= TOLERANCE * max(1.0, b.abs().max().item()))
 
 
 def _short(config: Config, plan: Plan) -> str:

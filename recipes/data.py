@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,6 +38,11 @@ class Data:
     channels: int
     image_size: int  # pixels, the images are square for the network
     flip: bool = True  # whether a mirrored image keeps its label
+
+    def described(self) -> dict[str, int]:
+        """All but the images, of which it tells the number, as JSON."""
+        counts = {"train": len(self.train), "validation": len(self.validation)}
+        return {field.name: getattr(self, field.name) for field in fields(self)} | counts
 
 
 def load_data(

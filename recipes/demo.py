@@ -33,8 +33,8 @@ from recipes.training import train
 METHODS = ("baseline", "netaug")
 # Small enough to underfit: its training accuracy, too, stays well below 100 %.
 MODEL = "netaugfx:tiny_mobilenet"
-MODEL_ARGS = {"channels": (4, 4, 6), "strides": (1, 2, 2), "expand_ratio": 2, "head": 16}
-EPOCHS = 60
+MODEL_ARGS = {"channels": (3, 3, 4), "strides": (1, 2, 2), "expand_ratio": 2, "head": 8}
+EPOCHS = 40
 
 
 def demo_config(method: str, seed: int, epochs: int) -> TrainConfig:

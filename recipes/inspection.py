@@ -32,7 +32,8 @@ def inspect_model(
 
     Returns:
         JSON: "widths" (name, kind, base, choices, layers), "pinned" (name -> reason),
-        "elastic_share", and for "base" and "largest" their "parameters" and "macs" (for one image).
+        "opaque" (module that was left as it is -> reason), "elastic_share", and for "base" and
+        "largest" their "parameters" and "macs" (for one image).
     """
     model = build_model(name, num_classes=num_classes, channels=channels, model_args=model_args)
     size = image_size or own_image_size(model)
@@ -55,6 +56,7 @@ def inspect_model(
             for width in wide.widths.values()
         ],
         "pinned": dict(wide.pinned),
+        "opaque": dict(wide.plan.opaque),
         "elastic_share": wide.elastic_share,
         "base": {"parameters": base, "macs": wide.macs(wide.base_config, shape)},
         "largest": {"parameters": base + blocks, "macs": wide.macs(wide.max_config, shape)},
@@ -84,13 +86,14 @@ def print_inspection(inspection: Mapping[str, Any], *, as_json: bool = False) ->
         shown = ", ".join(layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
         widths.add_row(width["name"], width["kind"], str(width["base"]), " ".join(choices), shown)
     console.print(widths)
-    if inspection["pinned"]:
-        pins = Table(title=f"{len(inspection['pinned'])} pinned")
-        pins.add_column("width", overflow="fold")
-        pins.add_column("reason", overflow="fold")
-        for name, reason in inspection["pinned"].items():
-            pins.add_row(name, reason)
-        console.print(pins)
+    for title, what in (("pinned", "width"), ("opaque", "module")):
+        if inspection[title]:
+            reasons = Table(title=f"{len(inspection[title])} {title}")
+            reasons.add_column(what, overflow="fold")
+            reasons.add_column("reason", overflow="fold")
+            for name, reason in inspection[title].items():
+                reasons.add_row(name, reason)
+            console.print(reasons)
     cost = Table(title=f"cost for an input of {tuple(inspection['input_shape'])}")
     for column in ("", "parameters", "MACs"):
         cost.add_column(column, justify="right" if column else "left")

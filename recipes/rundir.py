@@ -80,6 +80,19 @@ class RunDirectory:
         )
 
 
+def readable(line: Mapping[str, Any], epochs: int) -> str:
+    """A line of metrics.jsonl for a person."""
+    train_loss = f"{line.get('train_base_loss', line['train_loss']):.3f}"
+    if "train_augmented_loss" in line:
+        train_loss += f" (augmented {line['train_augmented_loss']:.3f})"
+    return (
+        f"epoch {line['epoch']:>3}/{epochs}  lr {line['lr']:.4f}  "
+        f"train loss {train_loss} top-1 {line['train_top1']:5.2f}  "
+        f"val loss {line['val_loss']:.3f} top-1 {line['val_top1']:5.2f} "
+        f"top-5 {line['val_top5']:5.2f}  {line['seconds']:.1f} s"
+    )
+
+
 def _differences(held: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
     """What differs between two nested JSON objects, as "name is x there and y here"."""
     asked = json.loads(json.dumps(asked))

@@ -5,10 +5,8 @@ Reads top to bottom: the whole run (`train`), an epoch of it, its end.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +32,7 @@ from recipes.errors import LossError, RunError
 from recipes.evaluation import batches, evaluate
 from recipes.models import build_model, check_logits
 from recipes.netaug import NetAugTask
-from recipes.rundir import RunDirectory
+from recipes.rundir import RunDirectory, readable
 
 __all__ = ["TrainConfig", "train"]
 
@@ -78,10 +76,11 @@ def train(
             is.
         LossError: the loss is not finite; the last good checkpoint stays.
     """
+    console = console or Console()
     given = {name: getattr(config, name) for name in ("num_classes", "channels", "image_size")}
     data = load_data(config.data, **given, download=download)
     directory = RunDirectory(out)
-    identity = {"config": config.identity(), "data": _described(data)}
+    identity = {"config": config.identity(), "data": data.described()}
     directory.check(identity, resume)
     set_seed(config.seed)
     model = fresh_model(config, data)
@@ -97,12 +96,18 @@ def train(
             example_inputs=(example,),
             seed=config.seed,
         )
+        console.print(
+            f"{len(model.widths)} widths grow, elastic share {model.elastic_share:.3f}, "
+            f"{len(model.pinned)} pinned (netaugfx inspect says why)",
+            highlight=False,
+            soft_wrap=True,
+        )
 
     # A step of NetAug leaves the blocks that it did not sample unused; buffers broadcast between
     # its two passes would overwrite what the backward pass still needs.
     ranks = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
     accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[ranks])
-    run = Run(config, data, directory, accelerator, console or Console())
+    run = Run(config, data, directory, accelerator, console)
     optimizer = build_optimizer(model, config)
     *loaders, keys = build_loaders(data, config.batch_size, config.seed, workers)
     model, optimizer, train_loader, validation_loader = accelerator.prepare(
@@ -150,9 +155,7 @@ def train(
             done = {"epochs": epoch + 1, "history": history}
             save_checkpoint(directory.checkpoint, plain, optimizer, task.get_task_state(), done)
             directory.write_metrics(history)
-            run.console.print(
-                _readable(history[-1], config.epochs), highlight=False, soft_wrap=True
-            )
+            run.console.print(readable(history[-1], config.epochs), highlight=False, soft_wrap=True)
     return finish(run, plain, validation_loader, history)
 
 
@@ -284,32 +287,9 @@ def finish(
     return result
 
 
-def _described(data: Data) -> dict[str, int]:
-    """What of the data makes the run what it is, as JSON."""
-    described = {
-        field.name: getattr(data, field.name)
-        for field in dataclasses.fields(data)
-        if field.name not in ("train", "validation")
-    }
-    return described | {"train": len(data.train), "validation": len(data.validation)}
-
-
 def _loss_error(which: str, value: float, step: int, directory: RunDirectory) -> LossError:
     kept = f" The last good checkpoint stays: {directory.checkpoint}."
     return LossError(
         f"The {which} is {value} at step {step}. Try a lower --lr."
         + (kept if directory.checkpoint.exists() else "")
-    )
-
-
-def _readable(line: Mapping[str, Any], epochs: int) -> str:
-    """A line of metrics for a person."""
-    train_loss = f"{line.get('train_base_loss', line['train_loss']):.3f}"
-    if "train_augmented_loss" in line:
-        train_loss += f" (augmented {line['train_augmented_loss']:.3f})"
-    return (
-        f"epoch {line['epoch']:>3}/{epochs}  lr {line['lr']:.4f}  "
-        f"train loss {train_loss} top-1 {line['train_top1']:5.2f}  "
-        f"val loss {line['val_loss']:.3f} top-1 {line['val_top1']:5.2f} "
-        f"top-5 {line['val_top5']:5.2f}  {line['seconds']:.1f} s"
     )

@@ -26,6 +26,7 @@ ORDER = [
     "calibrate",
     "model",
     "contract",
+    "containment",
     "verify",
     "widen",
     "report",

@@ -25,7 +25,6 @@ def convolution(op: Op) -> tuple[OpenAxis, ...]:
     channel = len(x.axes) - rank - 1
     channels = x.axes[channel]
     inputs, outputs = x.value.shape[channel], weight.value.shape[0]
-    op.pin(*x.axes[channel + 1 :], why="slides over it")
     op.settle(*weight.axes[2:])
     if groups == 1:
         op.follow(weight.axes[1], channels)
@@ -43,8 +42,23 @@ def convolution(op: Op) -> tuple[OpenAxis, ...]:
     if bias is not None:
         op.unify(weight.axes[0], bias.axes[0])
     op.layer(weight)
-    space = tuple(fixed(n) for n in op.result.shape[channel + 1 :])
-    return (*x.axes[:channel], resolve(weight.axes[0]), *space)
+    return (*x.axes[:channel], resolve(weight.axes[0]), *_slide(op, x, channel + 1))
+
+
+def _slide(op: Op, x: Typed, first: int) -> list[OpenAxis]:
+    """Return the axes that a kernel slides over; channels may be among them where their number stays."""
+    space = []
+    for axis, before, after in zip(
+        x.axes[first:], x.value.shape[first:], op.result.shape[first:], strict=True
+    ):
+        if before == after and elastic(axis):
+            op.mixed(axis)
+            op.ordered(axis)
+            space.append(axis)
+        else:
+            op.pin(axis, why="slides over it")
+            space.append(fixed(after))
+    return space
 
 
 LINEAR = ("input", "weight", "bias")

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
+from math import gcd, prod
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..axes import OpenAxis, Var, elastic, fixed, free, length, resolve, times
+from ..axes import (
+    OpenAxis,
+    OpenFactor,
+    OpenSegment,
+    Var,
+    elastic,
+    fixed,
+    free,
+    length,
+    resolve,
+    times,
+)
 from .registry import NoRule, Op, Path, Typed, everywhere, register_rule
 
 
@@ -33,7 +44,8 @@ def view(op: Op) -> tuple[OpenAxis, ...]:
 
 def _count(op: Op, axes: Sequence[OpenAxis], given: Sequence[Any], paths: Sequence[Path]) -> None:
     for axis, n, path in zip(axes, given, paths, strict=True):
-        if n != -1:
+        product = len(axis) == 1 and len(axis[0]) > 1
+        if n != -1 and not (product and path in op.derived):  # B * C * H follows by itself
             op.count(path, axis)
 
 
@@ -63,6 +75,7 @@ def regroup(
 def _group(
     op: Op, axes: Sequence[OpenAxis], shape: Sequence[int], open_: Sequence[bool]
 ) -> list[OpenAxis]:
+    """Return the axes that a group of axes with the same number of elements becomes."""
     if len(axes) == len(shape) == 1:
         return [axes[0]]
     merged = _merge(op, axes)
@@ -70,14 +83,53 @@ def _group(
         return [merged]
     if not elastic(merged):
         return [fixed(n) for n in shape]
-    long = [k for k, n in enumerate(shape) if n != 1]
-    if not long:
+    if all(n == 1 for n in shape):
         op.pin(merged, why="cannot tell it from its other axes of length 1")
         return [fixed(n) for n in shape]
+    if len(merged) == 1:
+        return _deal(op, merged[0], shape, open_)
+    long = [k for k, n in enumerate(shape) if n != 1]
     grows = next((k for k in reversed(long) if open_[k]), long[-1])
     inner = free(shape[grows])
     op.unify(merged, times(prod(shape[:grows]), inner, prod(shape[grows + 1 :])))
     return [resolve(inner) if k == grows else fixed(n) for k, n in enumerate(shape)]
+
+
+def _deal(
+    op: Op, segment: OpenSegment, shape: Sequence[int], open_: Sequence[bool]
+) -> list[OpenAxis]:
+    """Deal the factors of a product out to the lengths of `shape`; a width that spans several is refined."""
+    dealt: list[list[OpenFactor]] = [[] for _ in shape]
+    room = list(shape)
+    k = 0
+    for factor in segment:
+        left = factor if isinstance(factor, int) else factor.size
+        parts: list[tuple[int, int]] = []  # dimension, size
+        while left > 1:
+            while room[k] == 1:
+                k += 1
+            n = gcd(left, room[k])
+            if n == 1 or (n != left and n != room[k]):
+                op.pin((segment,), why="cuts it across its factors")
+                return [fixed(n) for n in shape]
+            parts.append((k, n))
+            room[k] //= n
+            left //= n
+        if isinstance(factor, int) or factor.reason is not None:
+            for d, n in parts:
+                dealt[d].append(n)
+        elif len(parts) <= 1:
+            dealt[parts[0][0] if parts else k].append(factor)
+        else:
+            whole = [i for i, (d, n) in enumerate(parts) if n == shape[d]]
+            among = [i for i in whole if open_[parts[i][0]]] or whole or range(len(parts))
+            grows = max(among)
+            inner = Var(parts[grows][1])
+            pieces = tuple(inner if i == grows else n for i, (_, n) in enumerate(parts))
+            op.unify(((factor,),), (pieces,))
+            for i, (d, n) in enumerate(parts):
+                dealt[d].append(inner if i == grows else n)
+    return [resolve((tuple(factors) or (1,),)) for factors in dealt]
 
 
 def _merge(op: Op, axes: Sequence[OpenAxis]) -> OpenAxis:
@@ -209,7 +261,17 @@ def _at(given: Sequence[Any], path: Path) -> Any:
     return given[int(path[-1]) - (1 if len(path) == 1 else 0)]
 
 
-@register_rule(*everywhere(["expand_as", "view_as", "reshape_as"]))
+@register_rule(Tensor.view_as, Tensor.reshape_as)
+def reshape_as(op: Op) -> tuple[OpenAxis, ...]:
+    """A view with the shape of another tensor, whose axes it then has."""
+    x, other = op.args[:2]
+    axes = regroup(op, x.axes, list(other.value.shape), [True] * len(other.axes))
+    for mine, theirs in zip(axes, other.axes, strict=True):
+        op.unify(theirs, mine)
+    return tuple(resolve(axis) for axis in axes)
+
+
+@register_rule(*everywhere(["expand_as"]))
 def like(op: Op) -> tuple[OpenAxis, ...]:
     """Shaped as another tensor: lawful where both have the same axes, pinned elsewhere."""
     x, other = op.args[:2]

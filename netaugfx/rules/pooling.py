@@ -52,10 +52,15 @@ def interpolate(op: Op) -> tuple[OpenAxis, ...]:
 REDUCE = ("input", "dim", "keepdim")
 
 
-@register_rule(*everywhere(["mean", "sum", "amax", "amin", "logsumexp"]))
-def reduction(op: Op) -> tuple[OpenAxis, ...]:
-    """The axes that are reduced must not grow: a mean over new channels would change what the base sees."""
-    a = op.bind(*REDUCE, keepdim=False)
+@register_rule(
+    *everywhere(["mean", "sum", "amax", "amin", "logsumexp", "var", "std", "norm", "prod", "all", "any", "std_mean", "var_mean"])
+)
+def reduction(op: Op) -> Any:
+    """The axes that are reduced are dropped; a result over channels mixes them."""
+    names = ("input", "p", "dim", "keepdim") if op.where.startswith("norm(") else REDUCE
+    a = op.bind(*names, keepdim=False)
+    if isinstance(a["dim"], bool) or not isinstance(op.result, Tensor):
+        raise NoRule  # unbiased= by position; a pair of results
     x, rank = a["input"], len(op.tensors[0].axes)
     dims = a["dim"] if a["dim"] is not None else range(rank)
     dims = {d % rank for d in ((dims,) if isinstance(dims, int) else dims)}

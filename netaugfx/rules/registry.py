@@ -200,6 +200,7 @@ class Op:
         self.filled: dict[str, float] = {}
         self.layers: list[tuple[str, int]] = []
         self.mixes = False
+        self.in_order: list[OpenAxis] = []
         self.extra: dict[str, Any] = {}
         self._parameter = parameter
 
@@ -247,8 +248,12 @@ class Op:
             unify(of, axis, "")
 
     def count(self, path: Path, axis: OpenAxis) -> None:
-        """Say that the argument at `path` is the length of `axis`, to be replaced where it grows."""
-        self.counts[path] = axis
+        """Say that the argument at `path` is the length of `axis`, to be replaced where it grows.
+
+        A length inside an argument that the graph computes whole (`x.shape`) follows by itself.
+        """
+        if not any(path[:n] in self.derived for n in range(1, len(path))):
+            self.counts[path] = axis
 
     def contracted(self, tensor: Typed, axis: int) -> None:
         """Say that the result sums over this axis of a Parameter."""
@@ -272,6 +277,10 @@ class Op:
         """
         if any(elastic(axis) for axis in axes):
             self.mixes = True
+
+    def ordered(self, axis: OpenAxis) -> None:
+        """Say that the order of the channels along `axis` matters: each is combined with its neighbours."""
+        self.in_order.append(axis)
 
     def keyword(self, name: str, value: Any) -> None:
         """Say that subnets call the operator with this keyword argument, which the base leaves at its default."""

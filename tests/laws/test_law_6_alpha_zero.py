@@ -59,7 +59,8 @@ def check(model: nn.Module, batches: list[tuple[Tensor, ...]]) -> None:
     try:
         wide = netaugfx.widen(model, example_inputs=batches[0])
     except PlanError as error:
-        assert str(error).startswith("Nothing can grow")
+        if not str(error).startswith("Nothing can grow"):
+            raise
         return
     left = train(plain, "plain", batches)
     for step_of in ("forward", "backward"):
@@ -108,7 +109,7 @@ def test_networks_by_hand(case: networks.Case) -> None:
 )
 def test_real_models(name: str, options: dict) -> None:
     generator = torch.Generator().manual_seed(0)
-    batches = [(torch.randn(4, 3, 64, 64, generator=generator),) for _ in range(STEPS)]
+    batches = [(torch.randn(4, 3, 32, 32, generator=generator),) for _ in range(STEPS)]
     torch.manual_seed(0)
     check(timm.create_model(name, num_classes=10, **options), batches)
 

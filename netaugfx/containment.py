@@ -1,0 +1,203 @@
+"""Law 4 on one graph: the base channels of every tensor of a subnet are what the base computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from .axes import Axis, Extent, extent, widths_of
+from .plan import Config, Plan
+from .rewrite import Bound, Program
+
+DROPOUT = {
+    F.dropout,
+    F.dropout1d,
+    F.dropout2d,
+    F.dropout3d,
+    F.alpha_dropout,
+    F.feature_alpha_dropout,
+}
+NOISE = {"rand_like", "randn_like", "bernoulli", "bernoulli_", "normal_", "uniform_", "rrelu"}
+
+
+def first_spoilt(
+    program: Program,
+    base: nn.Module,
+    bound: Bound,
+    inputs: list[Tensor],
+    plan: Plan,
+    config: Config,
+    tolerance: float,
+) -> fx.Node | None:
+    """Return the first node of the traced graph whose base channels differ in the subnet, None if there is none.
+
+    Operators that mix channels are restricted to base channels; dropout is left out; a training graph that draws
+    noise for elastic channels is passed over, since base and subnet cannot draw the same.
+
+    Args:
+        program: The graph.
+        base: What runs it; its buffers are as before afterwards.
+        bound: The subnet; the blocks that carry new inputs into base outputs must be zero.
+        inputs: The graph's inputs.
+        plan: The plan of `bound`.
+        config: The config of `bound`.
+        tolerance: The difference that is none, relative to the node's largest entry, or to 1 if that is smaller.
+    """
+    if program.traced.root.training and _noisy(program):
+        return None
+    for name, t in program.traced.constants.items():
+        if name not in base._buffers:
+            base.register_buffer(name, t.clone(), persistent=False)
+    kept = {name: b.clone() for name, b in base.named_buffers()}
+    torch.manual_seed(0)
+    first = _Base(base, program.traced.graph)
+    first.run(*inputs)
+    for name, b in base.named_buffers():
+        b.copy_(kept[name])
+    torch.manual_seed(0)
+    second = _Subnet(program, first, plan, config, tolerance)
+    try:
+        second.run(bound, *inputs)
+    except _Spoilt as found:
+        return found.node
+    return None
+
+
+class _Spoilt(Exception):  # noqa: N818 - it carries the node out of the run
+    def __init__(self, node: fx.Node) -> None:
+        super().__init__(node.name)
+        self.node = node
+
+
+class _Graph(fx.Interpreter):
+    """A graph run without dropout; `twins` are the nodes of the graph that was given."""
+
+    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(fx.GraphModule(module, graph))
+        self.twins = dict(zip(self.graph.nodes, graph.nodes, strict=True))
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target in DROPOUT:
+            return args[0] if args else kwargs["input"]
+        return super().call_function(target, args, kwargs)
+
+
+class _Base(_Graph):
+    """The base's graph, every value kept as it was when it was made: later operators may write to it."""
+
+    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(module, graph)
+        self.values: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        self.values[self.twins[n]] = value.clone() if isinstance(value, Tensor) else value
+        return value
+
+
+class _Subnet(_Graph):
+    """The rewritten graph, compared node by node."""
+
+    def __init__(
+        self, program: Program, base: _Base, plan: Plan, config: Config, tolerance: float
+    ) -> None:
+        super().__init__(nn.Module(), program.graph)
+        self.axes, self.mixed = program.typing.axes, program.typing.mixed
+        self.base, self.plan, self.config, self.tolerance = base, plan, config, tolerance
+        self.cache: dict[Axis, Extent] = {}
+        self.made: dict[fx.Node, fx.Node] = {}  # node of the traced graph -> node here
+
+    def run_node(self, n: fx.Node) -> Any:
+        origin: Any = self.twins[n].meta.get("origin")
+        own = self._restricted(origin) if origin in self.mixed else None
+        value = super().run_node(n)
+        if origin is None:
+            return value
+        self.made[origin] = n
+        axes = self.axes.get(origin)
+        if not isinstance(value, Tensor) or axes is None or origin.op == "get_attr":
+            return value
+        if own is not None:
+            return _put(value, own, _places(axes, self.plan, self.config, self.cache))
+        part = base_part(value, axes, self.plan, self.config, self.cache)
+        if not close(part, self.base.values[origin], self.tolerance):
+            raise _Spoilt(origin)
+        return value
+
+    def _restricted(self, origin: fx.Node) -> Tensor:
+        """Return what the base's operator makes of the base channels that reach it here."""
+
+        def argument(n: fx.Node) -> Any:
+            t = self.env.get(self.made[n]) if n in self.made else None
+            axes = self.axes.get(n)
+            if not isinstance(t, Tensor) or axes is None or n.op == "get_attr":
+                return self.base.values[n]
+            return base_part(t, axes, self.plan, self.config, self.cache)
+
+        args, kwargs = fx.node.map_arg((origin.args, dict(origin.kwargs)), argument)
+        result: Tensor = getattr(self.base, origin.op)(origin.target, args, kwargs)
+        return result
+
+
+def _noisy(program: Program) -> bool:
+    for node in program.traced.graph.nodes:
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        axes = program.typing.axes.get(node)
+        if name in NOISE and isinstance(axes, tuple) and any(any(widths_of(a)) for a in axes):
+            return True
+    return False
+
+
+def _places(
+    axes: tuple[Axis, ...], plan: Plan, config: Mapping[str, int], cache: dict[Axis, Extent]
+) -> list[tuple[int, Extent]]:
+    """Return the elastic dimensions and their extents."""
+    found = []
+    for i, axis in enumerate(axes):
+        if any(widths_of(axis)):
+            if axis not in cache:
+                cache[axis] = extent(axis, plan.base_config, config, plan.max_config)
+            found.append((i, cache[axis]))
+    return found
+
+
+def _put(value: Tensor, part: Tensor, places: list[tuple[int, Extent]]) -> Tensor:
+    """Return `value` with `part` on its base channels."""
+    if not places:
+        return part
+    index = [torch.arange(n, device=value.device) for n in value.shape]
+    for i, e in places:
+        index[i] = torch.tensor(e.base_positions(), device=value.device)
+    return value.index_put(torch.meshgrid(*index, indexing="ij"), part)
+
+
+def base_part(
+    t: Tensor,
+    axes: tuple[Axis, ...],
+    plan: Plan,
+    config: Mapping[str, int],
+    cache: dict[Axis, Extent],
+) -> Tensor:
+    """Return the base channels of a subnet's tensor, in base order.
+
+    Raises:
+        ValueError: An axis has another length than planned.
+    """
+    for i, e in _places(axes, plan, config, cache):
+        if e.length != t.shape[i]:
+            raise ValueError(f"axis {i} has {t.shape[i]} channels where {e.length} were planned")
+        t = t.index_select(i, torch.tensor(e.base_positions(), device=t.device))
+    return t
+
+
+def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    """Return whether two tensors are the same but for rounding; relative to the largest entry, or to 1 below it."""
+    if a.shape != b.shape:
+        return False
+    if not a.is_floating_point() or a.numel() == 0:
+        return bool(torch.equal(a, b))
+    return bool((a - b).abs().max() <= tolerance * max(1.0, b.abs().max().item()))
