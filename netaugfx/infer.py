@@ -102,7 +102,7 @@ def infer(
             raise PlanError(f"Cannot pin {name!r}: no width has this name.")
         pin(((by_name[name],),), reason)
     kinds = solver.kinds(traces)
-    share = solver.share()
+    share, counted = solver.share()
     layers = solver.spans(names)
     opaque = {path: reason for traced in traces for path, reason in traced.opaque.items()}
     awkward = {
@@ -130,6 +130,7 @@ def infer(
         fills=solver.fills,
         opaque=opaque,
         elastic_share=share,
+        counted=counted,
     )
     return made, [_named(typing, names) for typing in typings]
 
@@ -413,8 +414,8 @@ class _Solver:
                     kinds[v] = "inner" if parts else "stream"
         return kinds
 
-    def share(self) -> float:
-        """Return the elastic output channels of convolution and linear layers over all of them."""
+    def share(self) -> tuple[float, int]:
+        """Return the elastic output channels of convolution and linear layers over all, and how many there are."""
         elastic = total = 0
         for name, axis in self.weights:
             for segment in resolve(self.parameters[name][axis]):
@@ -426,7 +427,7 @@ class _Solver:
                     continue
                 total += n
                 elastic += n if any(v.reason is None for v in inside) else 0
-        return elastic / total if total else 1.0
+        return (elastic / total if total else 1.0), total
 
     def spans(self, names: Mapping[Var, str]) -> dict[Var, tuple[str, ...]]:
         """Return the layers one of whose axes each variable spans."""

@@ -92,6 +92,10 @@ class Plan:
     fills: Mapping[str, float]
     opaque: Mapping[str, str]
     elastic_share: float
+    counted: int = 0  # output channels that the share is of
+    parts: tuple[
+        str, ...
+    ] = ()  # where the root cannot be traced: paths of the children that are widened apart
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Plan.from_json, (self.to_json(),)
@@ -170,7 +174,8 @@ class Plan:
                     for name, axes in raw["axes"].items()
                 },
                 contracted={name: tuple(axes) for name, axes in raw["contracted"].items()},
-                **{k: raw[k] for k in ("pinned", "fills", "opaque", "elastic_share")},
+                parts=tuple(raw["parts"]),
+                **{k: raw[k] for k in ("pinned", "fills", "opaque", "elastic_share", "counted")},
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise PlanError(

@@ -25,6 +25,7 @@ ORDER = [
     "rewrite",
     "calibrate",
     "model",
+    "parts",
     "contract",
     "containment",
     "verify",
