@@ -6,6 +6,7 @@ operators the library widens, `WIDE` those that it must at least never widen wro
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -718,7 +719,9 @@ class OldWeightNorm(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.utils.weight_norm(nn.Conv2d(3, 4, 3))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            self.conv = nn.utils.weight_norm(nn.Conv2d(3, 4, 3))
         self.head = nn.Linear(4, 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -757,18 +760,23 @@ class Checkpointed(nn.Module):
 
 
 class Reserved(nn.Module):
-    """Children and attributes named as the library names its own."""
+    """Children, Parameters and buffers named as the library names its own."""
 
     def __init__(self) -> None:
         super().__init__()
         self.augmented = nn.Conv2d(3, 4, 3)
         self.base = nn.Sequential(nn.Conv2d(4, 5, 1), nn.BatchNorm2d(5), nn.ReLU())
         self.plan = nn.Conv2d(5, 4, 1)
-        self.widths = nn.Linear(4, 2)
+        self.sample = nn.Conv2d(4, 4, 1)
+        self.example = nn.Conv2d(4, 3, 1)
+        self.at = nn.ReLU()
+        self.widths = nn.Linear(3, 2)
+        self.bound = nn.Parameter(torch.ones(()))
         self.register_buffer("pinned", torch.tensor(2.0))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.plan(self.base(F.relu(self.augmented(x))))
+    def forward(self, bound: Tensor) -> Tensor:
+        x = self.plan(self.base(F.relu(self.augmented(bound))))
+        x = self.example(self.at(self.sample(x))) * self.bound
         return self.widths(x.mean((2, 3))) * self.pinned
 
 
