@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 import netaugfx
 from tests import measure
@@ -22,8 +23,11 @@ from tests.real import TESTED
 from tests.strategies import NetworkSpec, networks
 
 
-def check(source: Source, growth: Growth) -> None:
+def check(source: Source, growth: Growth, freeze: bool = False) -> None:
     wide, _ = widen_double(source, growth)
+    if freeze:  # every other Parameter of the base, once it is wide
+        for parameter in list(wide.base_parameters())[::2]:
+            parameter.requires_grad_(False)
     config = config_of(wide, growth)
     network = netaugfx.extract(wide, config)
     origin = measure.Provenance(wide, network)
@@ -50,15 +54,16 @@ def check(source: Source, growth: Growth) -> None:
 
 
 @few
-@given(networks(), growths)
-def test_random_networks(spec: NetworkSpec, growth: Growth) -> None:
-    check(spec, growth)
+@given(networks(), growths, st.booleans())
+def test_random_networks(spec: NetworkSpec, growth: Growth, freeze: bool) -> None:
+    check(spec, growth, freeze)
 
 
 @pytest.mark.parametrize("case", CASES, ids=repr)
 def test_networks_by_hand(case: Source) -> None:
     for growth in BY_HAND:
         check(case, growth)
+    check(case, BY_HAND[0], freeze=True)
 
 
 @pytest.mark.parametrize("case", TESTED, ids=repr)
