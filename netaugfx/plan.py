@@ -71,6 +71,26 @@ class Width:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """One place in the data flow between layers.
+
+    Args (fields):
+        name: The module's path (of a Parameter of the network itself, the Parameter's name); of a join, the path of
+            the module whose forward has it, a colon, and the operator.
+        type: The class of the module, or the operator.
+        is_join: Whether it is no layer, but an operator in which several flows meet: a sum, a concatenation.
+        widths: The widths of its output, pinned ones included, in the order of its channels.
+        inputs: The names of what flows into it.
+    """
+
+    name: str
+    type: str
+    is_join: bool
+    widths: tuple[str, ...]
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
     """Which widths a model has, which of them are pinned and why, and where they lie in its Parameters.
 
@@ -83,6 +103,7 @@ class Plan:
         opaque: Module path -> why it was left as it is.
         elastic_share: Elastic output channels of convolution and linear layers over all of their output
             channels, those of the network's outputs left out; 1.0 where there are none.
+        flow: The layers in graph order, each with what flows into it.
     """
 
     widths: tuple[Width, ...]
@@ -92,6 +113,7 @@ class Plan:
     fills: Mapping[str, float]
     opaque: Mapping[str, str]
     elastic_share: float
+    flow: tuple[Layer, ...] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Plan.from_json, (self.to_json(),)
@@ -170,6 +192,10 @@ class Plan:
                     for name, axes in raw["axes"].items()
                 },
                 contracted={name: tuple(axes) for name, axes in raw["contracted"].items()},
+                flow=tuple(
+                    Layer(**{**f, "widths": tuple(f["widths"]), "inputs": tuple(f["inputs"])})
+                    for f in raw.get("flow", ())
+                ),
                 **{k: raw[k] for k in ("pinned", "fills", "opaque", "elastic_share")},
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:

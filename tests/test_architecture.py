@@ -20,6 +20,7 @@ ORDER = [
     "plan",
     "trace",
     "rules",
+    "flow",
     "infer",
     "blocks",
     "rewrite",
@@ -30,6 +31,7 @@ ORDER = [
     "verify",
     "widen",
     "report",
+    "picture",
 ]
 
 
