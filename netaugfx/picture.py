@@ -4,77 +4,25 @@ from __future__ import annotations
 
 import colorsys
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from math import ceil, sqrt
-from os.path import commonprefix
 from textwrap import wrap
 
-import networkx as nx
-
+from .layout import BOX, MAIN, MARGIN, SIDE, Sheet, arcs, lay_out
 from .model import WideModel
 from .plan import Plan
 from .report import to_networkx
 
-# Pixels. Text is 10 pixels high in a monospaced font, so its length is known: 6 pixels a character.
-CHAR, ROW, BOX, HEAD, GAP, MARGIN = 6, 21, 15, 16, 8, 14
-MAIN, SIDE, TAG = 172, 74, 28  # a row's first box, those beside it, the number at a box's left
+# Pixels. Text is 10 pixels high in a monospaced font, so its length is known.
+CHAR, TAG = 6, 28  # of one character, and of the number at a box's left
 GREY, HATCH = "#cfcfcf", "url(#hatch)"
 SYMBOLS = {"add": "+", "iadd": "+", "mul": "×", "imul": "×", "sub": "−", "isub": "−"}
 STYLE = (
     "text{font:10px ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace;fill:#111}"
     ".t{font-weight:bold}.l{fill:#555}.e{fill:none;stroke-width:1.4}.f{fill:#f6f6f6;stroke:#ddd}"
 )
-
-
-@dataclass
-class _Row:
-    """Boxes side by side: a layer, and the norms that only it feeds."""
-
-    nodes: list[str]
-    group: str = ""
-    column: int = 0
-    y: float = 0.0
-
-    @property
-    def middle(self) -> float:
-        return self.y + BOX / 2
-
-
-@dataclass
-class _Frame:
-    """Rows of one block that stand together in a column."""
-
-    label: str
-    rows: list[_Row]
-    column: int = 0
-    y: float = 0.0
-
-    @property
-    def head(self) -> float:
-        return HEAD if self.label else 0
-
-    @property
-    def height(self) -> float:
-        return self.head + ROW * len(self.rows) + GAP
-
-
-@dataclass
-class _Sheet:
-    """Where everything stands, and the numbers of widths and of reasons."""
-
-    graph: nx.DiGraph
-    rows: list[_Row]
-    frames: list[_Frame]
-    tags: dict[str, str] = field(default_factory=dict)
-    fills: dict[str, str] = field(default_factory=dict)
-    left: list[float] = field(default_factory=list)  # of the boxes of each column
-    lanes: dict[tuple[str, int], float] = field(default_factory=dict)  # (source, gutter) -> x
-    bus: dict[str, float] = field(default_factory=dict)  # source -> y, above the columns
-    width: float = 0.0
-    height: float = 0.0
 
 
 def picture(wide_or_plan: WideModel | Plan, *, title: str = "") -> str:
@@ -92,22 +40,16 @@ def picture(wide_or_plan: WideModel | Plan, *, title: str = "") -> str:
         The text of an SVG file: the same for the same plan.
     """
     plan = wide_or_plan.plan if isinstance(wide_or_plan, WideModel) else wide_or_plan
-    graph = _thinned(to_networkx(plan))
-    rows = _rows(graph)
-    sheet = _Sheet(graph, rows, _frames(rows))
-    for i, name in enumerate(plan.by_name, 1):
-        sheet.tags[name], sheet.fills[name] = str(i), _colour(i)
-    reasons = list(dict.fromkeys((*plan.pinned.values(), *plan.opaque.values())))
-    for name, reason in (*plan.pinned.items(), *plan.opaque.items()):
-        sheet.tags.setdefault(name, f"p{reasons.index(reason) + 1}")
-    _place(sheet)
-    body = [*_drawn_frames(sheet), *_drawn_edges(sheet), *_drawn_boxes(sheet)]
-    legend, bottom = _legend(sheet, plan, reasons)
+    sheet, key = lay_out(to_networkx(plan)), _key(plan)
+    body = [*_drawn_frames(sheet), *_drawn_edges(sheet, key), *_drawn_boxes(sheet, key)]
+    legend, bottom = _legend(sheet, plan, key)
     about = (
         f"{len(plan.widths)} widths, elastic share {plan.elastic_share:.3f}. One colour and number: "
         "these layers grow together."
     )
-    about += " Several stripes: a concatenation." if any(len(x.widths) > 1 for x in plan.flow) else ""
+    about += (
+        " Several stripes: a concatenation." if any(len(x.widths) > 1 for x in plan.flow) else ""
+    )
     about += " Grey: pinned." if plan.pinned else ""
     about += " Hatched: left as it is." if plan.opaque else ""
     head = [
@@ -116,7 +58,7 @@ def picture(wide_or_plan: WideModel | Plan, *, title: str = "") -> str:
     ]
     dim = "".join(
         f"svg:has(.w{i}:hover) .b:not(.w{i}){{opacity:.15}}"
-        for i in [*range(1, len(plan.widths) + 1), *(f"p{j + 1}" for j in range(len(reasons)))]
+        for i in (*(key.tags[name] for name in plan.by_name), *key.reasons.values())
     )
     return "\n".join(
         [
@@ -135,198 +77,28 @@ def picture(wide_or_plan: WideModel | Plan, *, title: str = "") -> str:
     )
 
 
-# ---------------------------------------------------------------------------------------- rows and frames
+@dataclass(frozen=True)
+class _Key:
+    """What stands for what.
+
+    Args (fields):
+        fills: Elastic width -> its colour.
+        tags: Width -> its number, or that of the reason why it is pinned.
+        reasons: Reason -> its number, p1 and so on.
+    """
+
+    fills: Mapping[str, str]
+    tags: Mapping[str, str]
+    reasons: Mapping[str, str]
 
 
-def _thinned(graph: nx.DiGraph) -> nx.DiGraph:
-    """Return the graph with a concatenation that repeats an earlier one fed by that one: a dense block's are many."""
-    graph, whole = graph.copy(), graph
-    for i, node in enumerate(joins := [n for n, d in whole.nodes(data=True) if d["is_join"]]):
-        inputs = set(whole.pred[node])
-        for earlier in reversed(joins[:i]):
-            part = set(whole.pred[earlier])
-            if whole.nodes[earlier]["type"] == whole.nodes[node]["type"] and part < inputs:
-                graph.remove_edges_from([(n, node) for n in part])
-                graph.add_edge(earlier, node)
-                break
-    return graph
-
-
-def _rows(graph: nx.DiGraph) -> list[_Row]:
-    """Return the nodes in order, a norm or the like beside the layer that feeds only it."""
-    rows: list[_Row] = []
-    for node, data in graph.nodes(data=True):
-        last = rows[-1].nodes if rows else []
-        beside = (
-            len(last) in (1, 2)
-            and not data["is_join"]
-            and not data["opaque"]
-            and not re.search("Conv|Linear|Parameter", data["type"])
-            and list(graph.pred[node]) == last[-1:]
-            and list(graph.succ[last[-1]]) == [node]
-            and not graph.nodes[last[-1]]["is_join"]
-            and graph.nodes[last[-1]]["widths"] == data["widths"]
-        )
-        if beside:
-            last.append(node)
-        else:
-            rows.append(_Row([node]))
-    return rows
-
-
-def _frames(rows: Sequence[_Row]) -> list[_Frame]:
-    """Return the rows in frames, one for each block: a module that is no sequence of numbered blocks itself."""
-    names = {row.nodes[0] for row in rows}
-    within = {".".join(n.split(".")[:i]) for n in names for i in range(1, n.count(".") + 1)}
-    under: dict[str, int] = defaultdict(int)
-    paths: list[list[str]] = []
-    for row in rows:
-        name, join, _ = row.nodes[0].partition(":")
-        path = name if join or name in within else name.rpartition(".")[0]
-        prefixes = [".".join(path.split(".")[:i]) for i in range(1, path.count(".") + 2)]
-        paths.append([p for p in prefixes if p])
-        for p in paths[-1]:
-            under[p] += 1
-    numbered: dict[tuple[str, str], int] = defaultdict(int)
-    for path, n in under.items():
-        parent, _, name = path.rpartition(".")
-        stem = name.rstrip("0123456789")
-        if n > 1 and name != stem and (not stem or under.get(parent, 0) > 16):
-            numbered[parent, stem] += 1
-    sequences = {parent for (parent, _), n in numbered.items() if n > 1}
-    frames: list[_Frame] = []
-    prefixes_of = {id(row): prefixes for row, prefixes in zip(rows, paths, strict=True)}
-    for row, prefixes in zip(rows, paths, strict=True):
-        row.group = next((p for p in prefixes if p not in sequences), (prefixes or [""])[-1])
-        if frames and frames[-1].rows[-1].group == row.group:
-            frames[-1].rows.append(row)
-        else:
-            frames.append(_Frame(row.group, [row]))
-    for frame in frames:
-        shared = commonprefix([prefixes_of[id(row)] for row in frame.rows])
-        frame.label = shared[-1] if shared and len(frame.rows) > 1 else ""
-        for row in frame.rows:
-            row.group = frame.label
-    return frames
-
-
-# ------------------------------------------------------------------------------------------------- layout
-
-
-def _place(sheet: _Sheet) -> None:
-    """Wrap the frames into columns, then find the lanes of the edges beside and above them."""
-    column = MAIN + SIDE * max(1, *(len(row.nodes) - 1 for row in sheet.rows), 1) + 60
-    total = sum(frame.height for frame in sheet.frames)
-    limit = max(total / max(1, round(sqrt(1.5 * total / column))), 12 * ROW)
-    placed: list[_Frame] = []
-    here, at = 0, 0.0
-    for whole in sheet.frames:
-        frame = whole
-        if at and at + frame.height > limit * 1.1 and frame.height <= limit:
-            here, at = here + 1, 0.0
-        while at + frame.height > limit * 1.1 and len(frame.rows) > 1:
-            room = max(1, int((limit - at - frame.head - GAP) / ROW))
-            if room >= len(frame.rows):
-                break
-            placed.append(_Frame(frame.label, frame.rows[:room], here, at))
-            frame = _Frame(f"{whole.label} (continued)" if whole.label else "", frame.rows[room:])
-            here, at = here + 1, 0.0
-        frame.column, frame.y = here, at
-        placed.append(frame)
-        at += frame.height
-    sheet.frames = placed
-    nets = _nets(sheet)
-    crossing = {
-        source: (min(gutters), max(gutters))
-        for source, gutters in _by_source(nets).items()
-        if max(gutters) - min(gutters) > 1 or any(None in nets[source, g] for g in gutters)
-    }
-    buses = _lanes(crossing, 0)
-    top = 48 + 13 + 5 * (max(buses.values(), default=-1) + 1)
-    sheet.bus = {source: top - 6 - 5 * lane for source, lane in buses.items()}
-    for frame in sheet.frames:
-        frame.y += top
-        for i, row in enumerate(frame.rows):
-            row.column, row.y = frame.column, frame.y + frame.head + ROW * i
-    nets = _nets(sheet)
-    x = float(MARGIN)
-    for gutter in range(here + 2):
-        spans = {
-            source: (min(ys), max(ys))
-            for (source, g), found in nets.items()
-            if g == gutter and (ys := [top - 6 if y is None else y for y in found])
-        }
-        lanes = _lanes(spans, 4)
-        many = max(lanes.values(), default=-1) + 1
-        step = 7 if many <= 8 else max(2.5, 56 / many)
-        x += 16 + step * many
-        for source, lane in lanes.items():
-            sheet.lanes[source, gutter] = x - 12 - step * lane
-        if gutter <= here:
-            sheet.left.append(x)
-            wide = [len(row.nodes) for row in sheet.rows if row.column == gutter]
-            x += MAIN + (SIDE + 2) * (max(wide, default=1) - 1) + 10
-    sheet.width = max(x + MARGIN, 420.0)
-    sheet.height = max((f.y + f.height for f in sheet.frames), default=top)
-
-
-def _row_of(sheet: _Sheet) -> dict[str, int]:
-    return {node: i for i, row in enumerate(sheet.rows) for node in row.nodes}
-
-
-def _arcs(sheet: _Sheet) -> Iterable[tuple[str, str, _Row, _Row, bool]]:
-    """Yield every edge between rows, and whether it is a short way down."""
-    row_of = _row_of(sheet)
-    for source, target in sheet.graph.edges:
-        i, j = row_of[source], row_of[target]
-        a, b = sheet.rows[i], sheet.rows[j]
-        if i != j:
-            yield source, target, a, b, j == i + 1 and a.column == b.column
-
-
-def _nets(sheet: _Sheet) -> dict[tuple[str, int], list[float | None]]:
-    """Return (source, gutter) -> the heights that its line there must reach, None for above the columns."""
-    nets: dict[tuple[str, int], list[float | None]] = defaultdict(list)
-    for frame in sheet.frames:
-        for row in frame.rows:
-            row.column = frame.column
-    for source, _, a, b, down in _arcs(sheet):
-        if down:
-            continue
-        if a.column == b.column:
-            nets[source, a.column] += [a.middle, b.middle]
-        elif b.column == a.column + 1:
-            nets[source, b.column] += [a.middle, b.middle]
-        else:
-            nets[source, a.column + 1] += [a.middle, None]
-            nets[source, b.column] += [None, b.middle]
-    return nets
-
-
-def _by_source(nets: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = defaultdict(list)
-    for source, gutter in nets:
-        found[source].append(gutter)
-    return found
-
-
-def _lanes(spans: dict[str, tuple[float, float]], apart: float) -> dict[str, int]:
-    """Return a lane for every span, so that no two that overlap share one; short ones come first."""
-    lanes: dict[str, int] = {}
-    taken: list[list[tuple[float, float]]] = []
-    for name, (low, high) in sorted(spans.items(), key=lambda item: item[1][1] - item[1][0]):
-        for lane, there in enumerate(taken):
-            if all(high + apart < a or low - apart > b for a, b in there):
-                break
-        else:
-            lane = len(taken)
-            taken.append([])
-        taken[lane].append((low, high))
-        lanes[name] = lane
-    return lanes
-
-
-# ------------------------------------------------------------------------------------------------ drawing
+def _key(plan: Plan) -> _Key:
+    names = {name: i for i, name in enumerate(plan.by_name, 1)}
+    why = dict.fromkeys((*plan.pinned.values(), *plan.opaque.values()))
+    reasons = {reason: f"p{i}" for i, reason in enumerate(why, 1)}
+    pinned = {name: reasons[reason] for name, reason in plan.pinned.items()}
+    fills = {name: _colour(i) for name, i in names.items()}
+    return _Key(fills, {name: str(i) for name, i in names.items()} | pinned, reasons)
 
 
 def _colour(i: int, light: float | None = None) -> str:
@@ -349,11 +121,11 @@ def _short(text: str, most: int) -> str:
     return text if len(text) <= most else "…" + text[len(text) - most + 1 :]
 
 
-def _lines(text: str, sheet: _Sheet, indent: int = 0) -> list[str]:
+def _lines(text: str, sheet: Sheet, indent: int = 0) -> list[str]:
     return wrap(text, int((sheet.width - 2 * MARGIN) / CHAR) - indent) or [""]
 
 
-def _drawn_frames(sheet: _Sheet) -> Iterable[str]:
+def _drawn_frames(sheet: Sheet) -> Iterable[str]:
     for frame in sheet.frames:
         if frame.label:
             x = sheet.left[frame.column] - 4
@@ -366,11 +138,11 @@ def _drawn_frames(sheet: _Sheet) -> Iterable[str]:
             yield _text(x + 24, frame.y + 11, _short(frame.label, 34), "l")
 
 
-def _drawn_edges(sheet: _Sheet) -> Iterable[str]:
-    for source, target, a, b, down in _arcs(sheet):
+def _drawn_edges(sheet: Sheet, key: _Key) -> Iterable[str]:
+    for source, target, a, b, down in arcs(sheet):
         widths = sheet.graph.nodes[source]["widths"]
-        first = next((w for w in widths if w in sheet.fills), None)
-        colour = _colour(int(sheet.tags[first]), 0.4) if first else "#888"
+        first = next((w for w in widths if w in key.fills), None)
+        colour = _colour(int(key.tags[first]), 0.4) if first else "#888"
         xa, xb = sheet.left[a.column], sheet.left[b.column]
         right = xa + MAIN + (len(a.nodes) - 1) * (SIDE + 2)
         if sheet.graph.nodes[a.nodes[0]]["is_join"]:
@@ -386,7 +158,7 @@ def _drawn_edges(sheet: _Sheet) -> Iterable[str]:
             points = [(right, ya), (lane, ya), (lane, yb), (xb, yb)]
         else:
             out, back = sheet.lanes[source, a.column + 1], sheet.lanes[source, b.column]
-            over = sheet.bus[source]
+            over = sheet.buses[source]
             points = [(right, ya), (out, ya), (out, over), (back, over), (back, yb), (xb, yb)]
         x, y = points[-1]
         tip = "l-3 -5h6z" if down else "l-5 -3v6z"
@@ -411,19 +183,19 @@ def _rounded(points: Sequence[tuple[float, float]], radius: float = 3) -> str:
     return path + f"L{points[-1][0]:g} {points[-1][1]:g}"
 
 
-def _symbol(sheet: _Sheet, node: str) -> str:
+def _symbol(sheet: Sheet, node: str) -> str:
     kind = str(sheet.graph.nodes[node]["type"])
     return SYMBOLS.get(kind, kind)
 
 
-def _pill(sheet: _Sheet, node: str) -> float:
+def _pill(sheet: Sheet, node: str) -> float:
     """Return how wide a join is drawn."""
     if len(sheet.graph.nodes[node]["widths"]) > 1:
         return MAIN
     return TAG + CHAR * min(22, len(_symbol(sheet, node))) + 12
 
 
-def _drawn_boxes(sheet: _Sheet) -> Iterable[str]:
+def _drawn_boxes(sheet: Sheet, key: _Key) -> Iterable[str]:
     for row in sheet.rows:
         x = sheet.left[row.column]
         for i, node in enumerate(row.nodes):
@@ -440,38 +212,40 @@ def _drawn_boxes(sheet: _Sheet) -> Iterable[str]:
                 told = f"{name} {sheet.graph.nodes[node]['type']}"
                 if name.rpartition(".")[2].isdigit() and len(told) <= (MAIN - TAG) // CHAR:
                     name = told
-            yield from _box(sheet, node, x, row.y, width, name, tag=not i)
+            yield from _box(sheet, key, node, x, row.y, width, name, tag=not i)
             x += width + 2
 
 
 def _box(
-    sheet: _Sheet, node: str, x: float, y: float, width: float, name: str, *, tag: bool
+    sheet: Sheet, key: _Key, node: str, x: float, y: float, width: float, name: str, *, tag: bool
 ) -> Iterable[str]:
-    """Yield one layer: a stripe for each width, as broad as its channels; its number; its name; its tooltip."""
+    """Yield one layer: a stripe for each width, broader for more channels; its number; its name; its tooltip."""
     data = sheet.graph.nodes[node]
     known = sheet.graph.graph["widths"]
-    mine = [w for w in data["widths"] if w in sheet.tags]
-    classes = " ".join(f"w{t}" for t in dict.fromkeys(_tags(sheet, node)))
-    told = "\n".join(_told(sheet, node))
+    mine = data["widths"]
+    classes = " ".join(f"w{t}" for t in _tags(sheet, key, node))
+    told = "\n".join(_told(sheet, key, node))
     yield f'<g class="b {classes}"><title>{_clean(told)}</title>'
     shape = f'y="{y:g}" height="{BOX}"'
     ends = ' rx="7"' if data["is_join"] else ' rx="2"'
-    tags = _tags(sheet, node) if tag else []
-    label = tags[0] if len(tags) == 1 else f"{tags[0]}…{tags[-1]}" if tags else ""
-    start = x + 4 + (max(TAG, CHAR * (len(label) + 1)) if tag else 0)  # of the name
-    if data["opaque"] or len(mine) <= 1:
-        fill = HATCH if data["opaque"] else sheet.fills.get(mine[0], GREY) if mine else GREY
+    tags = _tags(sheet, key, node) if tag else []
+    label = "+".join(tags) if len(tags) < 3 else f"{tags[0]}…{tags[-1]}"
+    start = x + 4 + (max(TAG, (CHAR + 1) * len(label) + CHAR) if tag else 0)  # of the name
+    room = int((x + width - start) / CHAR)
+    grey = data["opaque"] or not any(w in key.fills for w in mine)
+    if grey or len(mine) == 1:
+        fill = HATCH if data["opaque"] else GREY if grey else key.fills[mine[0]]
         yield f'<rect x="{x:g}" width="{width:g}" {shape}{ends} fill="{fill}"/>'
     else:
         yield f'<rect x="{x:g}" width="{width:g}" {shape}{ends} fill="#fff"/>'
         shares = [sqrt(known[w].base) if w in known else 4.0 for w in mine]
         at = min(start + CHAR * (len(name) + 1), x + width * 0.6)
+        room = int((at - start) / CHAR)
         scale = (x + width - at) / sum(shares)
         for w, share in zip(mine, shares, strict=True):
-            fill = sheet.fills.get(w, GREY)
+            fill = key.fills.get(w, GREY)
             yield f'<rect x="{at:.5g}" width="{share * scale:.4g}" {shape} fill="{fill}"/>'
             at += share * scale
-    grey = data["opaque"] or not any(w in sheet.fills for w in mine)
     edge = ' stroke-dasharray="3 2"' if grey else ""
     yield (
         f'<rect x="{x:g}" width="{width:g}" {shape}{ends} fill="none" stroke="#555" '
@@ -479,17 +253,18 @@ def _box(
     )
     if label:
         yield _text(x + 4, y + 11, label, "t")
-    yield _text(start, y + 11, _short(name, int((x + width - start) / CHAR)))
+    yield _text(start, y + 11, _short(name, room))
     yield "</g>"
 
 
-def _tags(sheet: _Sheet, node: str) -> list[str]:
+def _tags(sheet: Sheet, key: _Key, node: str) -> list[str]:
     data = sheet.graph.nodes[node]
-    names = [node] if data["opaque"] else data["widths"]
-    return [sheet.tags[name] for name in names if name in sheet.tags]
+    if data["opaque"]:
+        return [key.reasons[data["opaque"]]]
+    return list(dict.fromkeys(key.tags[name] for name in data["widths"]))
 
 
-def _told(sheet: _Sheet, node: str) -> Iterable[str]:
+def _told(sheet: Sheet, key: _Key, node: str) -> Iterable[str]:
     """Yield the lines of a tooltip."""
     data, known = sheet.graph.nodes[node], sheet.graph.graph["widths"]
     yield f"{node} ({data['type']})"
@@ -497,17 +272,17 @@ def _told(sheet: _Sheet, node: str) -> Iterable[str]:
         yield f"left as it is: {data['opaque']}"
     for w in data["widths"]:
         if w in known:
-            yield f"{sheet.tags[w]}: {w}, {known[w].kind}, {known[w].base} → {known[w].choices[-1]}"
+            yield f"{key.tags[w]}: {w}, {known[w].kind}, {known[w].base} → {known[w].choices[-1]}"
         elif w in data["pinned"]:
-            yield f"{sheet.tags[w]}: {w}, pinned: {data['pinned'][w]}"
+            yield f"{key.tags[w]}: {w}, pinned: {data['pinned'][w]}"
     if not data["widths"] and not data["opaque"]:
         yield "no width reaches it"
 
 
-def _legend(sheet: _Sheet, plan: Plan, reasons: Sequence[str]) -> tuple[list[str], float]:
+def _legend(sheet: Sheet, plan: Plan, key: _Key) -> tuple[list[str], float]:
     """Return the widths in columns, then the reasons of what cannot grow, and the height of it all."""
     sizes = [f"{w.base} → {w.choices[-1]}" for w in plan.widths]
-    longest = min(34, max((len(w.name) for w in plan.widths), default=0))
+    longest = min(40, max((len(w.name) for w in plan.widths), default=0))
     cell = 44 + CHAR * (longest + 2 + 8 + max(map(len, sizes), default=0)) + 18
     columns = max(1, int((sheet.width - 2 * MARGIN) / cell))
     tall = ceil(len(plan.widths) / columns)
@@ -517,7 +292,7 @@ def _legend(sheet: _Sheet, plan: Plan, reasons: Sequence[str]) -> tuple[list[str
         x, at = MARGIN + cell * (i // tall), y + 8 + 15 * (i % tall)
         choices = " ".join(map(str, width.choices))
         told = f"{width.name}: {choices}\n{', '.join(width.layers)}"
-        fill, n = sheet.fills[width.name], sheet.tags[width.name]
+        fill, n = key.fills[width.name], key.tags[width.name]
         drawn += [
             f'<g class="b w{n}"><title>{_clean(told)}</title>'
             f'<rect x="{x:g}" y="{at:g}" width="36" height="13" rx="2" fill="{fill}" '
@@ -529,20 +304,20 @@ def _legend(sheet: _Sheet, plan: Plan, reasons: Sequence[str]) -> tuple[list[str
             "</g>",
         ]
     y += 8 + 15 * tall + 20
-    if reasons:
+    if key.reasons:
         drawn.append(_text(MARGIN, y, "Cannot grow", "t"))
         y += 8
-    for i, reason in enumerate(reasons, 1):
+    for reason, number in key.reasons.items():
         pinned = [name for name, why in plan.pinned.items() if why == reason]
         opaque = [name for name, why in plan.opaque.items() if why == reason]
         who = [*pinned, *opaque]
         few = ", ".join(who[:6]) + (f" and {len(who) - 6} more" if len(who) > 6 else "")
         lines = _lines(f"{reason}: {few}", sheet, 8)
         drawn += [
-            f'<g class="b wp{i}"><title>{_clean(", ".join(who))}</title>'
+            f'<g class="b w{number}"><title>{_clean(", ".join(who))}</title>'
             f'<rect x="{MARGIN}" y="{y:g}" width="36" height="13" rx="2" stroke="#555" '
             f'stroke-width=".8" stroke-dasharray="3 2" fill="{HATCH if opaque else GREY}"/>',
-            _text(MARGIN + 5, y + 10, f"p{i}", "t"),
+            _text(MARGIN + 5, y + 10, number, "t"),
             *(_text(MARGIN + 44, y + 10 + 13 * k, line) for k, line in enumerate(lines)),
             "</g>",
         ]

@@ -31,6 +31,7 @@ ORDER = [
     "verify",
     "widen",
     "report",
+    "layout",
     "picture",
 ]
 

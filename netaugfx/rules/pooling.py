@@ -53,7 +53,23 @@ REDUCE = ("input", "dim", "keepdim")
 
 
 @register_rule(
-    *everywhere(["mean", "sum", "amax", "amin", "logsumexp", "var", "std", "norm", "prod", "all", "any", "std_mean", "var_mean"])
+    *everywhere(
+        [
+            "mean",
+            "sum",
+            "amax",
+            "amin",
+            "logsumexp",
+            "var",
+            "std",
+            "norm",
+            "prod",
+            "all",
+            "any",
+            "std_mean",
+            "var_mean",
+        ]
+    )
 )
 def reduction(op: Op) -> Any:
     """The axes that are reduced are dropped; a result over channels mixes them."""
