@@ -30,6 +30,7 @@ ORDER = [
     "containment",
     "verify",
     "widen",
+    "testing",
     "report",
 ]
 
