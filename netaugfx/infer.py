@@ -28,6 +28,7 @@ from .axes import (
     variables,
 )
 from .errors import GuardError, PlanError
+from .flow import flow
 from .plan import Plan, Width
 from .rules import Call, NoRule, Op, Path, Ref, Typed, layer_of, rule_of
 from .trace import Traced
@@ -131,6 +132,7 @@ def infer(
         opaque=opaque,
         elastic_share=share,
         counted=counted,
+        flow=flow(traces, [typing.axes for typing in typings], names),
     )
     return made, [_named(typing, names) for typing in typings]
 

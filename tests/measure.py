@@ -73,6 +73,7 @@ def run(call: Run, owner: nn.Module, inputs: tuple[Tensor, ...], seed: int = 0) 
         output = call(*given)
         taken = detached(output)
         loss = weighted(output)
+        assert loss is None or loss.isfinite(), "not finite: nothing can be compared"
         if loss is not None and loss.requires_grad:
             loss.backward()
         state = torch.get_rng_state()
@@ -101,11 +102,11 @@ def weighted(output: Any) -> Tensor | None:
 
 
 def step(owner: nn.Module, rate: float = 0.01) -> None:
-    """One step of plain gradient descent, as far as gradients are there."""
+    """One step of gradient descent, each Parameter's by its largest entry: nothing runs away."""
     with torch.no_grad():
         for parameter in owner.parameters():
             if parameter.grad is not None:
-                parameter -= rate * parameter.grad
+                parameter -= rate * parameter.grad / (parameter.grad.abs().amax() + 1e-12)
 
 
 # ---------------------------------------------------------------- comparing

@@ -31,6 +31,8 @@ class Case:
         other: another image size that the network takes, or None.
         random_weights: whether to replace the weights by ones that hide nothing.
         core: whether inference alone must get it right; else it is tested as verification leaves it.
+        mixes: whether some operator mixes channels otherwise than by a weight, so that the base is
+            contained only where that operator is kept to base channels.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Case:
     other: int | None = None
     random_weights: bool = True
     core: bool = True
+    mixes: bool = False
 
     def build(self, seed: int = 0) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -46,7 +49,7 @@ class Case:
             model = self.make()
         return modules.randomise(model, seed) if self.random_weights else model
 
-    def inputs(self, seed: int = 0, batch: int = 2, size: int | None = None) -> tuple[Tensor, ...]:
+    def inputs(self, seed: int = 0, batch: int = 3, size: int | None = None) -> tuple[Tensor, ...]:
         generator = torch.Generator().manual_seed(1000 + seed)
         shapes = [
             shape if size is None else (shape[0], *((size,) * len(shape[1:])))
@@ -208,7 +211,7 @@ class DropoutEverywhere(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.drop(F.relu(self.conv1(x)))
-        x = F.dropout2d(F.relu(self.conv2(x)), 0.2, self.training)
+        x = F.dropout2d(F.relu(self.conv2(x)), self.p, self.training)
         x = self.path(x).mean((2, 3))
         x = F.dropout(F.relu(self.fc1(x)), p=self.p, training=self.training)
         return self.fc2(F.dropout(x, self.p, self.training, inplace=False))
@@ -874,14 +877,14 @@ WIDE = (
     Case("shuffle unit", ShuffleUnit, other=11, core=False),
     Case("ghost module", GhostModule, other=11, core=False),
     Case("concat then norm", ConcatThenNorm, other=11, core=False),
-    Case("grouped convs", GroupedConvs, other=11, core=False),
+    Case("grouped convs", GroupedConvs, other=11, core=False, mixes=True),
     Case("gated halves", GatedHalves, other=11, core=False),
     Case("pixel shuffled", PixelShuffled, other=10, core=False),
-    Case("convnext block", ConvNextBlock, other=10, core=False),
+    Case("convnext block", ConvNextBlock, other=10, core=False, mixes=True),
     Case("channel buffers", ChannelBuffers, other=11, core=False),
-    Case("self weighted", SelfWeighted, other=11, core=False),
-    Case("literal heads", LiteralHeads, other=10, core=False),
-    Case("channel conv", ChannelConv, other=11, core=False),
+    Case("self weighted", SelfWeighted, other=11, core=False, mixes=True),
+    Case("literal heads", LiteralHeads, other=10, core=False, mixes=True),
+    Case("channel conv", ChannelConv, other=11, core=False, mixes=True),
     Case("parametrised", Parametrised, other=11, core=False),
     Case("raw parameters", RawParameters, other=11, core=False),
 )

@@ -20,6 +20,7 @@ ORDER = [
     "plan",
     "trace",
     "rules",
+    "flow",
     "infer",
     "blocks",
     "rewrite",
@@ -32,6 +33,8 @@ ORDER = [
     "widen",
     "testing",
     "report",
+    "layout",
+    "picture",
 ]
 
 
