@@ -21,6 +21,7 @@ ORDER = [
     "trace",
     "rules",
     "flow",
+    "solve",
     "infer",
     "blocks",
     "rewrite",
