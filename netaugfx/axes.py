@@ -203,7 +203,11 @@ def resolve(axis: OpenAxis) -> OpenAxis:
     """Return `axis` with bound variables replaced, sums distributed and numbers multiplied out."""
     segments: list[OpenSegment] = []
     for segment in axis:
-        segments.extend(_resolve(segment))
+        first = segment[0] if segment else 1
+        if len(segment) == 1 and (isinstance(first, int) or first.bound is None):
+            segments.append(segment)
+        else:
+            segments.extend(_resolve(segment))
     merged: list[OpenSegment] = []
     for segment in segments:
         if merged and len(segment) == 1 == len(merged[-1]):

@@ -14,12 +14,14 @@ from torch import Tensor, fx, nn
 from .axes import Axis, Extent, size
 from .blocks import Source
 from .errors import ExtractError, NetAugFXError
-from .infer import infer, where
+from .infer import infer
 from .model import WideModel
+from .parts import WideParts, share
 from .plan import Config, Plan
 from .rewrite import Program, contract, replace_argument, rewrite
 from .rules import is_leaf, resize
 from .rules.norm import BATCH_NORM
+from .solve import where
 from .trace import trace
 
 HOOKS = (
@@ -44,12 +46,18 @@ def extract_base(model: nn.Module) -> nn.Module:
         ExtractError: There is no WideModel in `model`.
     """
     inner = unwrap(model)
-    if isinstance(inner, WideModel):
+    if isinstance(inner, WideModel) and not isinstance(inner, WideParts):
         return copy.deepcopy(inner.base)
     memo: dict[int, Any] = {}
     for m in list(inner.modules()):
-        if isinstance(m, WideModel):
+        if isinstance(m, WideModel) and not isinstance(m, WideParts):
             memo[id(m)] = copy.deepcopy(m.base, memo)
+    for m in list(inner.modules()):
+        if isinstance(m, WideParts):
+            memo[id(m)] = copy.deepcopy(m.base, memo)
+    if isinstance(inner, WideParts):
+        found: nn.Module = memo[id(inner)]
+        return found
     if not memo:
         raise ExtractError(
             f"extract_base: {type(model).__name__} holds no WideModel; "
@@ -86,7 +94,10 @@ def extract(wide: WideModel, config: Mapping[str, int]) -> nn.Module:
     """
     config = wide.plan.config(config)
     if config == wide.plan.base_config:
-        return copy.deepcopy(wide.base)
+        return extract_base(wide)
+    if isinstance(wide, WideParts):
+        memo = {id(p): extract(p, share(config, path)) for path, p in wide.wides.items()}
+        return copy.deepcopy(wide.base, memo)
     programs = both_modes(wide)
     why = next((found for p in programs if (found := _differs(p, wide, config))), None)
     network = _resized(wide.base, _values(wide, config))

@@ -113,6 +113,8 @@ class Plan:
     fills: Mapping[str, float]
     opaque: Mapping[str, str]
     elastic_share: float
+    counted: int = 0  # output channels that the share is of
+    parts: tuple[str, ...] = ()  # the children that are widened apart, where the root has no graph
     flow: tuple[Layer, ...] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -192,11 +194,12 @@ class Plan:
                     for name, axes in raw["axes"].items()
                 },
                 contracted={name: tuple(axes) for name, axes in raw["contracted"].items()},
+                parts=tuple(raw["parts"]),
                 flow=tuple(
                     Layer(**{**f, "widths": tuple(f["widths"]), "inputs": tuple(f["inputs"])})
                     for f in raw.get("flow", ())
                 ),
-                **{k: raw[k] for k in ("pinned", "fills", "opaque", "elastic_share")},
+                **{k: raw[k] for k in ("pinned", "fills", "opaque", "elastic_share", "counted")},
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise PlanError(

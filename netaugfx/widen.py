@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -15,15 +16,15 @@ from torch.utils._pytree import tree_leaves, tree_map
 from .axes import size
 from .blocks import Rooms, create, form, initial, own_seed
 from .errors import NetAugFXError, PinnedError, PlanError, TraceError, VerifyError
-from .infer import OUTPUT, infer
+from .infer import infer
 from .model import WideModel, arguments
+from .parts import Example, WideParts, calls_of, join, part_of
 from .plan import Amount, Plan, with_choices
 from .rules import is_leaf, resize
+from .solve import OUTPUT
 from .trace import Traced, trace
 from .verify import culprits
 from .verify import verify as check
-
-Example = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def plan(
@@ -59,8 +60,7 @@ def plan(
         PlanError: Arguments out of range; a glob that matches nothing.
         PinnedError: With `strict`, one error that lists every width that is pinned, and every opaque module.
     """
-    traces, _ = _traces(model, example_inputs)
-    made, _ = infer(traces, keep=_globs(keep))
+    made, _ = _inferred(model, example_inputs, _globs(keep), {})
     if strict:
         _raise_if_pinned(made)
     return with_choices(
@@ -107,17 +107,16 @@ def widen(
     unknown = set(plan_arguments) - {"factor", "diversity", "choices", "max_config", "divisor"}
     if unknown:
         raise TypeError(f"widen() got unexpected arguments {', '.join(sorted(unknown))}.")
-    traces, example = _traces(model, example_inputs)
     pins: dict[str, str] = {}
     while True:
         if plan is None:
-            made, _ = infer(traces, keep=keep, pins=pins)
+            made, example = _inferred(model, example_inputs, keep, pins)
             if strict:
                 _raise_if_pinned(made)
             made = with_choices(made, **_without(plan_arguments, pins, made))
         else:
             _fits(plan, model)
-            made = plan
+            made, example = plan, _example(model, example_inputs)
         if not made.widths:
             reasons = sorted({*made.pinned.values(), *made.opaque.values()})
             raise PlanError(
@@ -125,19 +124,90 @@ def widen(
                 + ("; ".join(reasons[:5]) or "it has no layers")
                 + "."
             )
-        wide = _allocate(model, made, example, seed)
+        build = _allocate_parts if made.parts else _allocate
+        wide = build(model, made, example, seed)
         if not verify:
             return wide
-        small = _allocate(model, probe(made), example, seed)
-        report = check(small, [small.max_config])
-        if report:
+        small = build(model, probe(made), example, seed)
+        faults = dict(_faults(small))
+        if not faults:
             return wide
-        found = culprits(small)
+        found = [f"{path}{name}" for path in faults for name in culprits(_at(small, path))]
+        report = "; ".join(faults.values())
         if not found or plan is not None:
             raise VerifyError(
                 f"{type(model).__name__}: {report}. Widths found at fault: {found or 'none'}."
             )
         pins.update(dict.fromkeys(found, f"verification failed: {report}"))
+
+
+def _faults(wide: WideModel) -> Iterator[tuple[str, str]]:
+    """Yield prefix and report of every part that breaks a law; a model that is whole has the prefix ''."""
+    parts = wide.wides if isinstance(wide, WideParts) else {"": wide}
+    for path, part in parts.items():
+        report = check(part, [part.max_config])
+        if not report:
+            yield (f"{path}." if path else ""), str(report)
+
+
+def _at(wide: WideModel, prefix: str) -> WideModel:
+    return wide.wides[prefix[:-1]] if isinstance(wide, WideParts) else wide
+
+
+def _inferred(
+    model: nn.Module, example_inputs: Any, keep: tuple[str, ...], pins: Mapping[str, str]
+) -> tuple[Plan, Example]:
+    """Return the widths of `model`; where its root cannot be traced, those of its traceable children."""
+    example = _example(model, example_inputs)
+    try:
+        traces, example = _traces(model, example)
+        return infer(traces, keep=keep, pins=pins)[0], example
+    except TraceError as error:
+        why = str(error).splitlines()[0]
+        if not any(True for _ in model.children()):
+            raise
+        calls = calls_of(model, example)
+        plans = dict(_children(model, "", calls, keep, pins))
+        if not plans:
+            raise
+        return join(model, plans, why), example
+
+
+def _children(
+    model: nn.Module,
+    prefix: str,
+    calls: Mapping[str, Example],
+    keep: tuple[str, ...],
+    pins: Mapping[str, str],
+) -> Iterator[tuple[str, Plan]]:
+    """Yield the plans of the largest traceable modules below `model` in which something can grow."""
+    for name, child in model.named_children():
+        path = f"{prefix}{name}"
+        if path in calls and not is_leaf(child, path):
+            start = f"{path}."
+            mine = {k[len(start) :]: v for k, v in pins.items() if k.startswith(start)}
+            inside = [p for p, _ in child.named_modules() if p]
+            globs = [g[len(start) :] for g in keep if g.startswith(start)]
+            if any(fnmatchcase(path, g) for g in keep):
+                continue
+            globs = [g for g in globs if any(fnmatchcase(p, g) for p in inside)]
+            try:
+                made, _ = infer(_traces(child, calls[path])[0], keep=globs, pins=mine)
+            except NetAugFXError:
+                made = None
+            if made is not None and made.widths:
+                yield path, made
+                continue
+        yield from _children(child, f"{path}.", calls, keep, pins)
+
+
+def _allocate_parts(model: nn.Module, made: Plan, example: Example, seed: int) -> WideModel:
+    calls = calls_of(model, example)
+    memo: dict[int, Any] = {}
+    for path in made.parts:
+        child = model.get_submodule(path)
+        memo[id(child)] = _allocate(child, part_of(made, path), calls[path], seed)
+    return WideParts(copy.deepcopy(model, memo), made, example, seed)
 
 
 def probe(made: Plan) -> Plan:
@@ -178,33 +248,32 @@ def _raise_if_pinned(made: Plan) -> None:
         raise PinnedError("strict=True, but these cannot grow:\n" + "\n".join(lines))
 
 
-def _traces(model: nn.Module, example_inputs: Any) -> tuple[list[Traced], Example]:
-    """Trace `model` in the mode it is in and in the other one; return the example on the meta device, too."""
+def _example(model: nn.Module, example_inputs: Any) -> Example:
     if not isinstance(model, nn.Module):
         raise TraceError(f"A torch.nn.Module was expected; {type(model).__name__} came.")
     if isinstance(model, WideModel):
         raise PlanError(
             "The model is wide already; give the user's own model, or extract_base(it)."
         )
-    args, kwargs = _on_meta(
-        arguments(_default(model) if example_inputs is None else example_inputs)
-    )
-    leaves = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-    examples = [(args, kwargs)]
-    if leaves and all(
-        t.dim() > 1 and t.shape[0] == 1 for t in leaves
-    ):  # a norm cannot train on a batch of one
-        examples.insert(0, _on_meta((args, kwargs), batch=2))
-    for last, (a, k) in zip((False, True)[-len(examples) :], examples, strict=True):
+    return _on_meta(arguments(_default(model) if example_inputs is None else example_inputs))
+
+
+def _traces(model: nn.Module, example: Example) -> tuple[list[Traced], Example]:
+    """Trace `model` in the mode it is in and in the other one; return the example that was traced."""
+    leaves = [t for t in tree_leaves(example) if isinstance(t, Tensor)]
+    examples = [example]
+    if leaves and all(t.dim() > 1 and t.shape[0] == 1 for t in leaves):
+        examples.insert(0, _on_meta(example, batch=2))  # a norm cannot train on a batch of one
+    for i, (args, kwargs) in enumerate(examples):
         try:
-            first = trace(model, a, k, is_leaf=is_leaf)
+            first = trace(model, args, kwargs, is_leaf=is_leaf)
             break
         except NetAugFXError:
-            if last:
+            if i + 1 == len(examples):
                 raise
     other = copy.deepcopy(first.root)
     other.train(not other.training)
-    return [first, trace(other, a, k, is_leaf=is_leaf)], (a, k)
+    return [first, trace(other, args, kwargs, is_leaf=is_leaf)], (args, kwargs)
 
 
 def _on_meta(example: Any, batch: int | None = None) -> Example:

@@ -73,6 +73,7 @@ def run(call: Run, owner: nn.Module, inputs: tuple[Tensor, ...], seed: int = 0) 
         output = call(*given)
         taken = detached(output)
         loss = weighted(output)
+        assert loss is None or loss.isfinite(), "not finite: nothing can be compared"
         if loss is not None and loss.requires_grad:
             loss.backward()
         state = torch.get_rng_state()
@@ -101,11 +102,11 @@ def weighted(output: Any) -> Tensor | None:
 
 
 def step(owner: nn.Module, rate: float = 0.01) -> None:
-    """One step of plain gradient descent, as far as gradients are there."""
+    """One step of gradient descent, each Parameter's by its largest entry: nothing runs away."""
     with torch.no_grad():
         for parameter in owner.parameters():
             if parameter.grad is not None:
-                parameter -= rate * parameter.grad
+                parameter -= rate * parameter.grad / (parameter.grad.abs().amax() + 1e-12)
 
 
 # ---------------------------------------------------------------- comparing
@@ -197,33 +198,44 @@ def close_or_none(a: Tensor | None, b: Tensor | None, scale: float, what: str) -
 class Provenance:
     """Tells where each element of an extracted network comes from, by its value alone.
 
-    Every element of every Parameter of `wide` is distinct (noise in float64), so no layout need be
-    known to say which element of a block, or of the base, an extracted element is a copy of.
+    Every element of every Parameter of `wide` is distinct (noise in float64), so no layout need be known
+    to say which element of a block, or of the base, an extracted element is a copy of.
     """
 
-    def __init__(self, wide: nn.Module) -> None:
+    def __init__(self, wide: nn.Module, network: nn.Module) -> None:
         self.parameters = dict(wide.named_parameters())
-        values = [p.detach().flatten() for p in self.parameters.values()]
-        self.values, self.order = torch.cat(values).sort() if values else (torch.zeros(0),) * 2
-        assert self.values.dtype == torch.float64 or not values
-        assert not (self.values[1:] == self.values[:-1]).any(), "the weights are not distinct"
+        mine = torch.cat([p.detach().flatten() for p in self.parameters.values()])
+        assert mine.dtype == torch.float64
+        values, order = mine.sort()
+        assert not (values[1:] == values[:-1]).any(), "the weights are not distinct"
+        named = dict(network.named_parameters())
+        theirs = torch.cat([p.detach().flatten() for p in named.values()])
+        asked, back = (
+            theirs.sort()
+        )  # sorted questions: the search then walks through memory in order
+        place = torch.searchsorted(values, asked).clamp(max=len(values) - 1)
+        assert torch.equal(values[place], asked), "the network holds weights that wide has not"
+        self.places = torch.empty_like(back)
+        self.places[back] = order[place]
+        self.names = list(named)
 
     def scatter(self, network: nn.Module, gradients: Mapping[str, Tensor | None]) -> dict[str, Any]:
         """What a network's gradients say of `wide`'s, by name; zero for what was not extracted."""
-        total = torch.zeros(len(self.values), dtype=torch.float64)
-        for name, parameter in network.named_parameters():
-            flat = parameter.detach().flatten()
-            place = torch.searchsorted(self.values, flat).clamp(max=max(len(self.values) - 1, 0))
-            assert torch.equal(self.values[place], flat), f"{name} holds values that wide has not"
-            gradient = gradients[name]
-            if gradient is not None:
-                total.index_add_(0, self.order[place], gradient.flatten())
-        expected, start = {}, 0
-        for name, parameter in self.parameters.items():
-            stop = start + parameter.numel()
-            expected[name] = total[start:stop].view(parameter.shape)
-            start = stop
-        return expected
+        total = torch.zeros(sum(p.numel() for p in self.parameters.values()), dtype=torch.float64)
+        named = dict(network.named_parameters())
+        assert list(named) == self.names
+        flat = [
+            torch.zeros(p.numel(), dtype=torch.float64)
+            if gradients[n] is None
+            else gradients[n].flatten()
+            for n, p in named.items()
+        ]
+        total.index_add_(0, self.places, torch.cat(flat))
+        parts = total.split([p.numel() for p in self.parameters.values()])
+        return {
+            name: part.view(p.shape)
+            for (name, p), part in zip(self.parameters.items(), parts, strict=True)
+        }
 
 
 # ---------------------------------------------------------------- configs and copies

@@ -6,6 +6,7 @@ operators the library widens, `WIDE` those that it must at least never widen wro
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,8 @@ class Case:
         other: another image size that the network takes, or None.
         random_weights: whether to replace the weights by ones that hide nothing.
         core: whether inference alone must get it right; else it is tested as verification leaves it.
+        mixes: whether some operator mixes channels otherwise than by a weight, so that the base is
+            contained only where that operator is kept to base channels.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Case:
     other: int | None = None
     random_weights: bool = True
     core: bool = True
+    mixes: bool = False
 
     def build(self, seed: int = 0) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -45,7 +49,7 @@ class Case:
             model = self.make()
         return modules.randomise(model, seed) if self.random_weights else model
 
-    def inputs(self, seed: int = 0, batch: int = 2, size: int | None = None) -> tuple[Tensor, ...]:
+    def inputs(self, seed: int = 0, batch: int = 3, size: int | None = None) -> tuple[Tensor, ...]:
         generator = torch.Generator().manual_seed(1000 + seed)
         shapes = [
             shape if size is None else (shape[0], *((size,) * len(shape[1:])))
@@ -207,7 +211,7 @@ class DropoutEverywhere(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.drop(F.relu(self.conv1(x)))
-        x = F.dropout2d(F.relu(self.conv2(x)), 0.2, self.training)
+        x = F.dropout2d(F.relu(self.conv2(x)), self.p, self.training)
         x = self.path(x).mean((2, 3))
         x = F.dropout(F.relu(self.fc1(x)), p=self.p, training=self.training)
         return self.fc2(F.dropout(x, self.p, self.training, inplace=False))
@@ -718,7 +722,9 @@ class OldWeightNorm(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.utils.weight_norm(nn.Conv2d(3, 4, 3))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            self.conv = nn.utils.weight_norm(nn.Conv2d(3, 4, 3))
         self.head = nn.Linear(4, 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -757,18 +763,23 @@ class Checkpointed(nn.Module):
 
 
 class Reserved(nn.Module):
-    """Children and attributes named as the library names its own."""
+    """Children, Parameters and buffers named as the library names its own."""
 
     def __init__(self) -> None:
         super().__init__()
         self.augmented = nn.Conv2d(3, 4, 3)
         self.base = nn.Sequential(nn.Conv2d(4, 5, 1), nn.BatchNorm2d(5), nn.ReLU())
         self.plan = nn.Conv2d(5, 4, 1)
-        self.widths = nn.Linear(4, 2)
+        self.sample = nn.Conv2d(4, 4, 1)
+        self.example = nn.Conv2d(4, 3, 1)
+        self.at = nn.ReLU()
+        self.widths = nn.Linear(3, 2)
+        self.bound = nn.Parameter(torch.ones(()))
         self.register_buffer("pinned", torch.tensor(2.0))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.plan(self.base(F.relu(self.augmented(x))))
+    def forward(self, bound: Tensor) -> Tensor:
+        x = self.plan(self.base(F.relu(self.augmented(bound))))
+        x = self.example(self.at(self.sample(x))) * self.bound
         return self.widths(x.mean((2, 3))) * self.pinned
 
 
@@ -866,14 +877,14 @@ WIDE = (
     Case("shuffle unit", ShuffleUnit, other=11, core=False),
     Case("ghost module", GhostModule, other=11, core=False),
     Case("concat then norm", ConcatThenNorm, other=11, core=False),
-    Case("grouped convs", GroupedConvs, other=11, core=False),
+    Case("grouped convs", GroupedConvs, other=11, core=False, mixes=True),
     Case("gated halves", GatedHalves, other=11, core=False),
     Case("pixel shuffled", PixelShuffled, other=10, core=False),
-    Case("convnext block", ConvNextBlock, other=10, core=False),
+    Case("convnext block", ConvNextBlock, other=10, core=False, mixes=True),
     Case("channel buffers", ChannelBuffers, other=11, core=False),
-    Case("self weighted", SelfWeighted, other=11, core=False),
-    Case("literal heads", LiteralHeads, other=10, core=False),
-    Case("channel conv", ChannelConv, other=11, core=False),
+    Case("self weighted", SelfWeighted, other=11, core=False, mixes=True),
+    Case("literal heads", LiteralHeads, other=10, core=False, mixes=True),
+    Case("channel conv", ChannelConv, other=11, core=False, mixes=True),
     Case("parametrised", Parametrised, other=11, core=False),
     Case("raw parameters", RawParameters, other=11, core=False),
 )

@@ -21,6 +21,9 @@ class Source(Protocol):
     @property
     def core(self) -> bool: ...
 
+    @property
+    def mixes(self) -> bool: ...
+
     def build(self, seed: int = 0) -> nn.Module: ...
 
     def inputs(

@@ -25,8 +25,8 @@ from tests.strategies import NetworkSpec, networks
 def check(source: Source, growth: Growth) -> None:
     wide, _ = widen_double(source, growth)
     config = config_of(wide, growth)
-    origin = measure.Provenance(wide)
     network = netaugfx.extract(wide, config)
+    origin = measure.Provenance(wide, network)
     inputs = measure.as_double(source.inputs(growth.seed))
     before = {name: buffer.clone() for name, buffer in wide.named_buffers()}
     state = measure.snapshot(wide.base)

@@ -1,0 +1,237 @@
+"""Models whose root cannot be traced (detectors): their traceable children are widened, each with its ports pinned."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from .blocks import Rooms
+from .errors import ConfigError, NetAugFXError, TraceError
+from .model import WideModel
+from .plan import Config, Layer, Plan
+
+Example = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class WideParts(WideModel):
+    """A WideModel whose base runs as itself at every config; the children at `plan.parts` are WideModels in it.
+
+    Args:
+        base: A copy of the user's model with WideModels in place of these children.
+        plan: The joint plan of the parts.
+        example: Arguments of a forward.
+        seed: Of `sample`.
+    """
+
+    def __init__(self, base: nn.Module, plan: Plan, example: Example, seed: int) -> None:
+        super().__init__(base, plan, Rooms(), example, seed)
+        self.__dict__["_modules"] = base._modules
+
+    @property
+    def wides(self) -> dict[str, WideModel]:
+        """The parts by path."""
+        found = {}
+        for path in self.plan.parts:
+            part = self.base.get_submodule(path)
+            assert isinstance(part, WideModel)
+            found[path] = part
+        return found
+
+    def run(self, config: Config, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run the base's own forward with every part at its share of the config."""
+        with ExitStack() as stack:
+            for path, part in self.wides.items():
+                stack.enter_context(part.at(share(config, path)))
+            return self.base(*args, **kwargs)
+
+    def load_base(self, state_dict: Mapping[str, Any]) -> None:
+        """Load a checkpoint of the user's model, strictly."""
+        blocks = {name for name, _ in self.named_augmented_parameters()}
+        missing, unexpected = self.base.load_state_dict(state_dict, strict=False)
+        missing = [name for name in missing if name not in blocks]
+        if missing or unexpected:
+            raise RuntimeError(f"load_base: missing {missing}, unexpected {unexpected}.")
+
+    def named_base_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the base's Parameters with the names that they have in the user's model."""
+        blocks = {name for name, _ in self.named_augmented_parameters()}
+        return (pair for pair in self.base.named_parameters() if pair[0] not in blocks)
+
+    def base_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the base's Parameters."""
+        return (p for _, p in self.named_base_parameters())
+
+    def named_augmented_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the blocks, with their names in this module."""
+        for path, part in self.wides.items():
+            for name, p in part.named_augmented_parameters():
+                yield f"{path}.{name}", p
+
+    def augmented_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the blocks."""
+        return (p for _, p in self.named_augmented_parameters())
+
+    def recalibrate(self, config: Mapping[str, int], batches: Any) -> None:
+        """Not for a model in parts: recalibrate its parts, or train with frozen norms."""
+        raise ConfigError(
+            "recalibrate: the root of this model cannot be traced, so what reaches its parts is not known; "
+            "use extract(wide, config) and update its batch norms on batches of your own."
+        )
+
+    def macs(self, config: Mapping[str, int], input_shape: tuple[int, ...] | None = None) -> int:
+        """Return the multiply-accumulates of all parts, each at the shapes that it was planned for."""
+        whole = self.plan.config(config)
+        return sum(part.macs(share(whole, path)) for path, part in self.wides.items())
+
+
+def share(config: Mapping[str, int], path: str) -> dict[str, int]:
+    """Return what a joint config says of the part at `path`, in the part's own names."""
+    start = f"{path}."
+    return {name[len(start) :]: n for name, n in config.items() if name.startswith(start)}
+
+
+def join(model: nn.Module, plans: Mapping[str, Plan], why: str) -> Plan:
+    """Return the joint plan of the parts of `model`, names prefixed by their paths."""
+
+    def under(path: str, name: str) -> str:
+        return f"{path}.{name}"
+
+    def axes(path: str, plan: Plan) -> dict[str, Any]:
+        return {
+            under(path, name): tuple(
+                tuple(tuple(under(path, f) if isinstance(f, str) else f for f in s) for s in axis)
+                for axis in whole
+            )
+            for name, whole in plan.axes.items()
+        }
+
+    layers = (nn.modules.conv._ConvNd, nn.Linear)
+    rest = sum(
+        int(m.weight.shape[0])
+        for path, m in model.named_modules()
+        if isinstance(m, layers) and not any(path.startswith(f"{p}.") for p in plans)
+    )
+    total = rest + sum(p.counted for p in plans.values())
+    items = plans.items()
+    return Plan(
+        widths=tuple(
+            replace(w, name=under(p, w.name), layers=tuple(under(p, x) for x in w.layers))
+            for p, plan in items
+            for w in plan.widths
+        ),
+        pinned={under(p, k): v for p, plan in items for k, v in plan.pinned.items()},
+        axes={k: v for p, plan in items for k, v in axes(p, plan).items()},
+        contracted={under(p, k): v for p, plan in items for k, v in plan.contracted.items()},
+        fills={under(p, k): v for p, plan in items for k, v in plan.fills.items()},
+        opaque={"": why, **{under(p, k): v for p, plan in items for k, v in plan.opaque.items()}},
+        elastic_share=sum(p.elastic_share * p.counted for p in plans.values()) / total
+        if total
+        else 1.0,
+        counted=total,
+        parts=tuple(plans),
+        flow=tuple(_renamed(x, partial(under, p)) for p, plan in items for x in plan.flow),
+    )
+
+
+def _renamed(layer: Layer, name: Callable[[str], str]) -> Layer:
+    return Layer(
+        name(layer.name),
+        layer.type,
+        layer.is_join,
+        tuple(map(name, layer.widths)),
+        tuple(map(name, layer.inputs)),
+    )
+
+
+def part_of(plan: Plan, path: str) -> Plan:
+    """Return the plan of the part at `path` out of a joint plan."""
+    start = f"{path}."
+
+    def cut(name: str) -> str:
+        return name[len(start) :]
+
+    def mine(table: Mapping[str, Any]) -> dict[str, Any]:
+        return {cut(k): v for k, v in table.items() if k.startswith(start)}
+
+    return replace(
+        plan,
+        widths=tuple(
+            replace(w, name=cut(w.name), layers=tuple(map(cut, w.layers)))
+            for w in plan.widths
+            if w.name.startswith(start)
+        ),
+        pinned=mine(plan.pinned),
+        axes={
+            name: tuple(
+                tuple(tuple(cut(f) if isinstance(f, str) else f for f in s) for s in axis)
+                for axis in whole
+            )
+            for name, whole in mine(plan.axes).items()
+        },
+        contracted=mine(plan.contracted),
+        fills=mine(plan.fills),
+        opaque=mine(plan.opaque),
+        parts=(),
+        flow=tuple(_renamed(x, cut) for x in plan.flow if x.name.startswith(start)),
+    )
+
+
+def calls_of(model: nn.Module, example: Example) -> dict[str, Example]:
+    """Run a copy of `model` once in eval mode, and return what reached each of its modules first.
+
+    Args:
+        model: On a real device.
+        example: Arguments; tensors without values (on the meta device) are filled with noise.
+
+    Raises:
+        TraceError: The forward fails on the example.
+    """
+    copied = copy.deepcopy(model).eval()
+    p = next(copied.parameters(), torch.empty(0))
+    generator = torch.Generator().manual_seed(0)
+
+    def filled(t: Any) -> Any:
+        if not isinstance(t, Tensor) or t.device.type != "meta":
+            return t
+        if not t.is_floating_point():
+            return torch.zeros(t.shape, dtype=t.dtype, device=p.device)
+        return torch.rand(t.shape, generator=generator).to(p.device, t.dtype)
+
+    args, kwargs = tree_map(filled, example)
+    seen: dict[str, Example] = {}
+
+    def meta(t: Any) -> Any:
+        if not isinstance(t, Tensor):
+            return t
+        shape = [2 if n == 0 else n for n in t.shape]
+        if len(shape) > 1:
+            shape[0] = max(2, shape[0])  # a norm cannot train on a batch of one
+        return torch.empty(shape, dtype=t.dtype, device="meta")
+
+    for path, m in copied.named_modules():
+
+        def look(_: nn.Module, a: Any, k: Any, path: str = path) -> None:
+            if any(isinstance(t, Tensor) for t in tree_leaves((a, k))):
+                seen.setdefault(path, tree_map(meta, (a, k)))
+
+        m.register_forward_pre_hook(look, with_kwargs=True)
+    with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            copied(*args, **kwargs)
+        except NetAugFXError:
+            raise
+        except Exception as error:
+            raise TraceError(
+                f"{type(model).__name__} cannot be traced, and running it on the example fails, so its "
+                f"children cannot be widened either: {type(error).__name__}: {error}. Give example_inputs "
+                "that its forward takes in eval mode."
+            ) from error
+    return seen
