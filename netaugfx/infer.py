@@ -55,6 +55,7 @@ def infer(
         names = {v: name for name, v in solver.seeds.items()}
         return plan, [_named(typing, names) for typing in typings]
     solver.keep(keep, traces[0].root)
+    solver.require_makers()
     names = solver.names()
     by_name = {name: v for v, name in names.items()}
     for name, reason in pins.items():

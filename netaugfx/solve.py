@@ -301,6 +301,22 @@ class Solver:
                     for axis in axes:
                         pin(axis, f"it is kept by keep={glob!r}")
 
+    def require_makers(self) -> None:
+        """Pin what only buffers and sums have: a width needs a Parameter that makes its channels."""
+        made = {
+            v
+            for name, axes in self.parameters.items()
+            if isinstance(self._tensor(name), nn.Parameter)
+            for i, axis in enumerate(axes)
+            if i not in self.summed.get(name, ())
+            for v in variables(resolve(axis))
+        }
+        for axes in self.parameters.values():
+            for axis in axes:
+                for v in variables(resolve(axis)):
+                    if v not in made and v.reason is None:
+                        v.reason = "no Parameter makes these channels"
+
     def names(self) -> dict[Var, str]:
         """Name every variable after the first layer that has it, with an index where that layer has several."""
         names: dict[Var, str] = {}
