@@ -30,7 +30,7 @@ import torch
 import torchvision
 
 import netaugfx
-from netaugfx.infer import OUTPUT
+from netaugfx.solve import OUTPUT
 from netaugfx.widen import probe
 
 SIDES = (32, 64, 96, 128, 224)

@@ -25,9 +25,16 @@ import torchvision
 import netaugfx
 
 MODELS = (
-    "mobilenetv2_035 mobilenetv3_small_050 mnasnet_small resnet18 regnetx_002 efficientnet_b0 densenet121 "
-    "torchvision:shufflenet_v2_x0_5 convnext_atto"
-).split()
+    "mobilenetv2_035",
+    "mobilenetv3_small_050",
+    "mnasnet_small",
+    "resnet18",
+    "regnetx_002",
+    "efficientnet_b0",
+    "densenet121",
+    "torchvision:shufflenet_v2_x0_5",
+    "convnext_atto",
+)
 
 
 def build(name: str) -> torch.nn.Module:
@@ -78,7 +85,9 @@ def measure(name: str, batch: int, side: int, pairs: int) -> tuple[float, float,
 
 def main() -> None:
     """Print and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--side", type=int, default=64, help="pixels")

@@ -14,7 +14,8 @@ from .errors import (
     VerifyError,
 )
 from .model import WideModel
-from .plan import Config, Plan, Width
+from .picture import picture
+from .plan import Config, Layer, Plan, Width
 from .report import describe, to_networkx
 from .rules import register_rule
 from .verify import verify
@@ -22,7 +23,7 @@ from .widen import plan, widen
 
 __version__ = "0.1.0"
 __all__ = [
-    "Config", "ConfigError", "ExtractError", "GuardError", "InputError", "NetAugFXError", "PinnedError", "Plan",
-    "PlanError", "RuleError", "TraceError", "VerifyError", "WideModel", "Width", "describe", "extract", "extract_base",
-    "plan", "register_rule", "to_networkx", "verify", "widen",
+    "Config", "ConfigError", "ExtractError", "GuardError", "InputError", "Layer", "NetAugFXError", "PinnedError",
+    "Plan", "PlanError", "RuleError", "TraceError", "VerifyError", "WideModel", "Width", "describe", "extract",
+    "extract_base", "picture", "plan", "register_rule", "to_networkx", "verify", "widen",
 ]  # fmt: skip

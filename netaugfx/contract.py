@@ -14,13 +14,14 @@ from torch import Tensor, fx, nn
 from .axes import Axis, Extent, size
 from .blocks import Source
 from .errors import ExtractError, NetAugFXError
-from .infer import infer, where
+from .infer import infer
 from .model import WideModel
 from .parts import WideParts, share
 from .plan import Config, Plan
 from .rewrite import Program, contract, replace_argument, rewrite
 from .rules import is_leaf, resize
 from .rules.norm import BATCH_NORM
+from .solve import where
 from .trace import trace
 
 HOOKS = (

@@ -6,63 +6,23 @@ always solves the system, because the base runs; so inference never fails, it on
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any
-
-from torch import Tensor, fx, nn
-from torch.fx.node import map_arg
-from torch.utils._pytree import tree_leaves, tree_map
 
 from .axes import (
     Axis,
     OpenAxis,
     Var,
-    fixed,
-    free,
-    length,
     pin,
     resolve,
     variables,
 )
-from .errors import GuardError, PlanError
+from .errors import PlanError
+from .flow import flow
 from .plan import Plan, Width
-from .rules import Call, NoRule, Op, Path, Ref, Typed, layer_of, rule_of
+from .rules import Call, Path
+from .solve import Solver, Typing
 from .trace import Traced
-
-OUTPUT = "it is an output of the network"
-HARMLESS = {
-    "size",
-    "dim",
-    "ndimension",
-    "numel",
-    "nelement",
-    "stride",
-    "is_floating_point",
-    "element_size",
-}
-
-
-@dataclass
-class Typing:
-    """What inference found out about one graph.
-
-    Args (fields):
-        axes: Node -> the elastic form of its value: an `Axis` per dimension where the value is a tensor, a tree of
-            them where it is a tuple, list or dict, None for anything else.
-        counts: Node -> which of its arguments are channel counts, and of which axis.
-        calls: Node of a layer with Parameters -> the functions that it stands for.
-        mixed: Nodes whose result depends on all channels, new ones included (a norm over channels).
-        extra: Node -> keyword arguments that subnets add (the base's scale of an attention).
-    """
-
-    axes: dict[fx.Node, Any] = field(default_factory=dict)
-    counts: dict[fx.Node, dict[Path, Axis]] = field(default_factory=dict)
-    calls: dict[fx.Node, Call] = field(default_factory=dict)
-    mixed: set[fx.Node] = field(default_factory=set)
-    extra: dict[fx.Node, dict[str, Any]] = field(default_factory=dict)
 
 
 def infer(
@@ -88,13 +48,14 @@ def infer(
         PlanError: A glob of `keep` matches no module, or a name in `pins` is no width.
         GuardError: The graphs couple channels otherwise than `plan`.
     """
-    solver = _Solver(traces[0].root, plan)
+    solver = Solver(traces[0].root, plan)
     typings = [solver.graph(traced) for traced in traces]
     if plan is not None:
         solver.check()
         names = {v: name for name, v in solver.seeds.items()}
         return plan, [_named(typing, names) for typing in typings]
     solver.keep(keep, traces[0].root)
+    solver.require_makers()
     names = solver.names()
     by_name = {name: v for v, name in names.items()}
     for name, reason in pins.items():
@@ -131,395 +92,9 @@ def infer(
         opaque=opaque,
         elastic_share=share,
         counted=counted,
+        flow=flow(traces, [typing.axes for typing in typings], names),
     )
     return made, [_named(typing, names) for typing in typings]
-
-
-class _Solver:
-    """The variables of one model while its graphs are read."""
-
-    def __init__(self, root: nn.Module, plan: Plan | None) -> None:
-        self.tensors: dict[str, Tensor] = {
-            **dict(root.named_parameters()),
-            **dict(root.named_buffers()),
-        }
-        self.first: dict[int, str] = {}
-        for name, tensor in self.tensors.items():
-            self.first.setdefault(id(tensor), name)
-        self.root = root
-        self.plan = plan
-        self.seeds = {w.name: Var(w.base) for w in plan.widths} if plan else {}
-        self.parameters: dict[str, tuple[OpenAxis, ...]] = {}
-        self.summed: dict[str, set[int]] = {}
-        self.fills: dict[str, float] = {}
-        self.weights: dict[tuple[str, int], None] = {}
-        self.touched: list[tuple[str, OpenAxis]] = []
-        self.ordered: list[OpenAxis] = []
-
-    def parameter(self, name: str) -> Typed | None:
-        """Return a Parameter or buffer by any of its names, typed."""
-        tensor = self._tensor(name)
-        if tensor is None:
-            return None
-        name = self.first.get(id(tensor), name)
-        if name not in self.parameters:
-            if self.plan is None:
-                self.parameters[name] = tuple(free(n) for n in tensor.shape)
-            else:
-                axes = self.plan.axes.get(name)
-                self.parameters[name] = (
-                    tuple(self._seeded(axis) for axis in axes)
-                    if axes is not None
-                    else tuple(fixed(n) for n in tensor.shape)
-                )
-        return Typed(tensor, self.parameters[name], name)
-
-    def _tensor(self, name: str) -> Tensor | None:
-        path, _, leaf = name.rpartition(".")
-        try:
-            owner = self.root.get_submodule(path)
-        except AttributeError:
-            return None
-        for room in (owner._parameters, owner._buffers):
-            if leaf in room:
-                return room[leaf]
-        return None
-
-    def _seeded(self, axis: Axis) -> OpenAxis:
-        return tuple(
-            tuple(self.seeds[f] if isinstance(f, str) else f for f in segment) for segment in axis
-        )
-
-    def graph(self, traced: Traced) -> Typing:
-        """Read one graph."""
-        typed: dict[fx.Node, Any] = {}
-        typing = Typing()
-        for node in traced.graph.nodes:
-            value = node.meta.get("val")
-            result, counts = self._node(node, value, typed, typing, traced)
-            typed[node] = result
-            if counts:
-                typing.counts[node] = counts
-            path = node.meta.get("path", "")
-            if node.op.startswith("call"):
-                for t in self._typed(result):
-                    self.touched += [(path, axis) for axis in t.axes]
-                for argument in (n for n in node.all_input_nodes if n.op != "get_attr"):
-                    for t in self._typed(typed[argument]):
-                        self.touched += [(path, axis) for axis in t.axes]
-        typing.axes = {node: _axes(tree) for node, tree in typed.items()}
-        return typing
-
-    @staticmethod
-    def _typed(tree: Any) -> list[Typed]:
-        leaves = tree_leaves(tree, is_leaf=lambda x: isinstance(x, Typed))
-        return [x for x in leaves if isinstance(x, Typed)]
-
-    def _node(
-        self,
-        node: fx.Node,
-        value: Any,
-        typed: Mapping[fx.Node, Any],
-        typing: Typing,
-        traced: Traced,
-    ) -> tuple[Any, dict[Path, Any]]:
-        if node.op == "placeholder":
-            return _plain(value), {}
-        if node.op == "get_attr":
-            found = (
-                None if str(node.target) in traced.constants else self.parameter(str(node.target))
-            )
-            return (found or _plain(value)), {}
-        args, kwargs = map_arg((node.args, node.kwargs), lambda n: typed[n])
-        inputs = self._typed((args, kwargs))
-        if node.op == "output":
-            for t in inputs:
-                for axis in t.axes:
-                    pin(axis, OUTPUT)
-            return None, {}
-        if node.target is operator.getitem and not isinstance(args[0], Typed | None):
-            tree: Any = args[0]
-            return (tree[args[1]] if self._typed(tree) else value), {}
-        if isinstance(
-            node.target, type
-        ):  # a dataclass or named tuple is made, which only outputs are
-            self._pin(inputs, OUTPUT)
-            return value, {}
-        if not any(isinstance(v, Tensor) for v in tree_leaves(value)):
-            if inputs and not _harmless(node):
-                self._pin(inputs, f"{where(node)} has no rule")
-            return value, {}
-        target: Any = node.target
-        parameter = None
-        if node.op == "call_module":
-            target = self.root.get_submodule(str(node.target))
-            if node.target in traced.opaque:
-                self._pin(inputs, f"module '{node.target}' could not be traced")
-                return _plain(value), {}
-            layer = layer_of(target)
-            if layer is not None and not _altered(target):
-                call = layer.lower(target, *args, **kwargs)
-                typing.calls[node] = call
-                return self._call(call, value, node, typing), {}
-
-            def parameter(name: str) -> Typed | None:
-                return self.parameter(f"{node.target}.{name}")
-
-            if _altered(target):
-                self._pin(inputs, f"{where(node)} computes its weight from other Parameters")
-                return _plain(value), {}
-        op = Op(
-            where(node),
-            args,
-            kwargs,
-            value,
-            module=target if isinstance(target, nn.Module) else None,
-            parameter=parameter,
-            derived=_derived(node),
-        )
-        return self._apply(op, target, value, node, typing)
-
-    def _apply(
-        self, op: Op, target: Any, value: Any, node: fx.Node, typing: Typing
-    ) -> tuple[Any, dict[Path, Any]]:
-        rule = rule_of(target)
-        axes: Any = None
-        if rule is not None:
-            try:
-                axes = rule(op)
-                _check(axes, value)
-            except NoRule:
-                rule = None
-            except (
-                Exception
-            ) as error:  # a rule that fails must not stop inference: its operator is pinned
-                self._pin(
-                    op.tensors, f"{op.where}: its rule failed ({type(error).__name__}: {error})"
-                )
-                return _plain(value), {}
-        if rule is None:
-            extra = []
-            if op.module is not None:
-                mine = [n for n, _ in op.module.named_parameters(recurse=False)]
-                extra = [t for n in mine if (t := op.parameter(n)) is not None]
-            self._pin([*op.tensors, *extra], f"{op.where} has no rule")
-            return _plain(value), {}
-        if op.mixes:
-            typing.mixed.add(node)
-        self.ordered += op.in_order
-        if op.extra:
-            typing.extra[node] = op.extra
-        for name, axis in op.summed:
-            self.summed.setdefault(name, set()).add(axis)
-        self.fills.update(op.filled)
-        self.weights.update(dict.fromkeys(op.layers))
-        return _join(value, axes), op.counts
-
-    def _call(self, call: Call, value: Any, node: fx.Node, typing: Typing) -> Any:
-        """Infer a lowered layer: the innermost call first."""
-
-        def typed(x: Any) -> Any:
-            if isinstance(x, Call):
-                return self._call(x, None, node, typing)
-            if isinstance(x, Ref):
-                return self.parameter(f"{node.target}.{x.name}")
-            return x
-
-        args = tuple(typed(a) for a in call.args)
-        kwargs = {k: typed(a) for k, a in call.kwargs.items()}
-        if value is None:
-            values = tree_map(
-                lambda t: t.value if isinstance(t, Typed) else t,
-                (args, kwargs),
-                is_leaf=lambda t: isinstance(t, Typed),
-            )
-            value = call.target(*values[0], **values[1])
-        op = Op(where(node), args, kwargs, value)
-        result, counts = self._apply(op, call.target, value, node, typing)
-        call.counts = counts
-        return result
-
-    @staticmethod
-    def _pin(tensors: Iterable[Typed], reason: str) -> None:
-        for t in tensors:
-            for axis in t.axes:
-                pin(axis, reason)
-
-    # -------------------------------------------------------------------------------------- after the graphs
-
-    def check(self) -> None:
-        """Raise if a width of the given plan had to be bound or pinned."""
-        for name, v in self.seeds.items():
-            if v.reason is not None or v.bound is not None:
-                why = v.reason or "its channels fall apart otherwise"
-                raise GuardError(
-                    f"The plan does not fit this graph: width {name!r} cannot grow here, since {why}. The graph "
-                    "depends on the inputs or on train and eval flags; plan with example_inputs like these, or "
-                    f"keep the layers of {name!r}."
-                )
-
-    def keep(self, globs: Iterable[str], root: nn.Module) -> None:
-        """Pin the widths of every Parameter whose module matches one of `globs`."""
-        if isinstance(globs, str):
-            globs = (globs,)
-        paths = [path for path, _ in root.named_modules() if path]
-        for glob in globs:
-            under = {p for p in paths if fnmatchcase(p, glob)}
-            if not under:
-                raise PlanError(
-                    f"keep: no module matches {glob!r}; modules are {', '.join(paths[:8])} ..."
-                )
-            for name, axes in self.parameters.items():
-                owner = name.rpartition(".")[0]
-                if any(owner == p or owner.startswith(f"{p}.") for p in under):
-                    for axis in axes:
-                        pin(axis, f"it is kept by keep={glob!r}")
-
-    def names(self) -> dict[Var, str]:
-        """Name every variable after the first layer that has it, with an index where that layer has several."""
-        names: dict[Var, str] = {}
-        for parameter, axes in self.parameters.items():
-            owner = parameter.rpartition(".")[0] or parameter
-            for i, axis in enumerate(axes):
-                distinct = list(dict.fromkeys(variables(resolve(axis))))
-                new = [v for v in distinct if v not in names]
-                for v in new:
-                    name = owner if len(distinct) == 1 else f"{owner}[{distinct.index(v)}]"
-                    if name in names.values():
-                        name = f"{parameter}:{i}" + (
-                            f"[{distinct.index(v)}]" if len(distinct) > 1 else ""
-                        )
-                    names[v] = name
-        touching = {v for _, axis in self.touched for v in variables(resolve(axis))}
-        return {v: n for v, n in names.items() if v in touching or v.reason is None}
-
-    def kinds(self, traces: Sequence[Traced]) -> dict[Var, str]:
-        """Tell for every variable whether it lies wholly within one block."""
-        places: dict[Var, list[str] | None] = {}
-        cache: dict[OpenAxis, list[Var]] = {}
-        for path, axis in self.touched:
-            if axis not in cache:
-                cache[axis] = variables(resolve(axis))
-            for v in cache[axis]:
-                parts = path.split(".") if path else []
-                old = places.get(v)
-                places[v] = parts if old is None else _common(old, parts)
-        kinds: dict[Var, str] = {}
-        for axes in self.parameters.values():
-            for axis in axes:
-                for v in variables(resolve(axis)):
-                    parts = list(places.get(v) or [])
-                    while parts and _container(self.root.get_submodule(".".join(parts))):
-                        parts.pop()
-                    kinds[v] = "inner" if parts else "stream"
-        return kinds
-
-    def share(self) -> tuple[float, int]:
-        """Return the elastic output channels of convolution and linear layers over all, and how many there are."""
-        elastic = total = 0
-        for name, axis in self.weights:
-            for segment in resolve(self.parameters[name][axis]):
-                n = 1
-                for f in segment:
-                    n *= f if isinstance(f, int) else f.size
-                inside = [f for f in segment if isinstance(f, Var)]
-                if any(v.reason == OUTPUT for v in inside):
-                    continue
-                total += n
-                elastic += n if any(v.reason is None for v in inside) else 0
-        return (elastic / total if total else 1.0), total
-
-    def spans(self, names: Mapping[Var, str]) -> dict[Var, tuple[str, ...]]:
-        """Return the layers one of whose axes each variable spans."""
-        layers: dict[Var, dict[str, None]] = {v: {} for v in names}
-        for parameter, axes in self.parameters.items():
-            owner = parameter.rpartition(".")[0] or parameter
-            for axis in axes:
-                for v in variables(resolve(axis)):
-                    if v in layers:
-                        layers[v][owner] = None
-        return {v: tuple(found) for v, found in layers.items()}
-
-
-def where(node: fx.Node) -> str:
-    """Return how messages call a node: the operator, and the user's line."""
-    source = node.meta.get("source", "unknown source")
-    if node.op == "call_module":
-        return f"'{node.target}' ({source})"
-    name = (
-        node.target
-        if isinstance(node.target, str)
-        else getattr(node.target, "__name__", node.target)
-    )
-    return f"{name}() ({source})"
-
-
-def _harmless(node: fx.Node) -> bool:
-    if node.op == "call_method":
-        return str(node.target) in HARMLESS
-    if node.op != "call_function":
-        return False
-    name = getattr(node.target, "__name__", "")
-    return node.target in (getattr, len, isinstance) or name in HARMLESS | {"_assert", "is_tensor"}
-
-
-def _altered(module: nn.Module) -> bool:
-    """Return whether the weight of a torch layer is not simply its Parameter (old spectral norm, say)."""
-    return "weight" not in module._parameters and hasattr(module, "weight")
-
-
-def _derived(node: fx.Node) -> frozenset[Path]:
-    found: set[Path] = set()
-    arguments: list[tuple[str | int, Any]] = [*enumerate(node.args), *node.kwargs.items()]
-    for key, argument in arguments:
-        if isinstance(argument, fx.Node):
-            found.add((key,))
-        elif isinstance(argument, Sequence) and not isinstance(argument, str):
-            found |= {(key, i) for i, a in enumerate(argument) if isinstance(a, fx.Node)}
-    return frozenset(found)
-
-
-def _plain(value: Any) -> Any:
-    def one(v: Any) -> Any:
-        return Typed(v, tuple(fixed(n) for n in v.shape)) if isinstance(v, Tensor) else v
-
-    return tree_map(one, value)
-
-
-def _check(axes: Any, value: Any) -> None:
-    if not isinstance(value, Tensor):
-        return
-    if tuple(length(axis) for axis in axes) != tuple(value.shape):
-        raise ValueError(
-            f"it gave lengths {[length(a) for a in axes]} for shape {list(value.shape)}"
-        )
-
-
-def _join(value: Any, axes: Any) -> Any:
-    if isinstance(value, Tensor):
-        return Typed(value, tuple(axes))
-    joined = [_join(v, a) for v, a in zip(value, axes, strict=True)]
-    return tuple(joined)
-
-
-def _axes(tree: Any) -> Any:
-    return tree_map(
-        lambda t: t.axes if isinstance(t, Typed) else None,
-        tree,
-        is_leaf=lambda t: isinstance(t, Typed),
-    )
-
-
-def _common(a: list[str], b: list[str]) -> list[str]:
-    n = 0
-    while n < min(len(a), len(b)) and a[n] == b[n]:
-        n += 1
-    return a[:n]
-
-
-def _container(module: nn.Module) -> bool:
-    forward = type(module).forward
-    return forward is nn.Sequential.forward or forward is nn.Module.forward
 
 
 def _name(axis: OpenAxis, names: Mapping[Var, str]) -> Axis:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -212,8 +213,15 @@ class WideModel(nn.Module):
         """Run the subnet at a whole config on the arguments of a forward."""
         if config == self.plan.base_config:
             return self.base(*args, **kwargs)
+        run, bound, tensors = self._prepared(config, args, kwargs)
+        return run(bound, *tensors)
+
+    @_disable_dynamo  # finding a graph is not for torch.compile; running it is
+    def _prepared(
+        self, config: Config, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Callable[..., Any], Bound, list[Tensor]]:
         program, inputs = self.program(args, kwargs)
-        return program.run(self.bound(program, config), *inputs.tensors)
+        return program.run, self.bound(program, config), inputs.tensors
 
     def bound(self, program: Program, config: Config) -> Bound:
         """Return the layouts of `config` for a program, from the cache where they are."""

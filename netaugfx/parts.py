@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from .blocks import Rooms
 from .errors import ConfigError, NetAugFXError, TraceError
 from .model import WideModel
-from .plan import Config, Plan
+from .plan import Config, Layer, Plan
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -136,6 +137,17 @@ def join(model: nn.Module, plans: Mapping[str, Plan], why: str) -> Plan:
         else 1.0,
         counted=total,
         parts=tuple(plans),
+        flow=tuple(_renamed(x, partial(under, p)) for p, plan in items for x in plan.flow),
+    )
+
+
+def _renamed(layer: Layer, name: Callable[[str], str]) -> Layer:
+    return Layer(
+        name(layer.name),
+        layer.type,
+        layer.is_join,
+        tuple(map(name, layer.widths)),
+        tuple(map(name, layer.inputs)),
     )
 
 
@@ -168,6 +180,7 @@ def part_of(plan: Plan, path: str) -> Plan:
         fills=mine(plan.fills),
         opaque=mine(plan.opaque),
         parts=(),
+        flow=tuple(_renamed(x, cut) for x in plan.flow if x.name.startswith(start)),
     )
 
 

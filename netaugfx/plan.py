@@ -71,6 +71,26 @@ class Width:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """One place in the data flow between layers.
+
+    Args (fields):
+        name: The module's path (of a Parameter of the network itself, the Parameter's name); of a join, the path of
+            the module whose forward has it, a colon, and the operator.
+        type: The class of the module, or the operator.
+        is_join: Whether it is no layer, but an operator in which several flows meet: a sum, a concatenation.
+        widths: The widths of its output, pinned ones included, in the order of its channels.
+        inputs: The names of what flows into it.
+    """
+
+    name: str
+    type: str
+    is_join: bool
+    widths: tuple[str, ...]
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
     """Which widths a model has, which of them are pinned and why, and where they lie in its Parameters.
 
@@ -83,6 +103,7 @@ class Plan:
         opaque: Module path -> why it was left as it is.
         elastic_share: Elastic output channels of convolution and linear layers over all of their output
             channels, those of the network's outputs left out; 1.0 where there are none.
+        flow: The layers in graph order, each with what flows into it.
     """
 
     widths: tuple[Width, ...]
@@ -93,9 +114,8 @@ class Plan:
     opaque: Mapping[str, str]
     elastic_share: float
     counted: int = 0  # output channels that the share is of
-    parts: tuple[
-        str, ...
-    ] = ()  # where the root cannot be traced: paths of the children that are widened apart
+    parts: tuple[str, ...] = ()  # the children that are widened apart, where the root has no graph
+    flow: tuple[Layer, ...] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Plan.from_json, (self.to_json(),)
@@ -175,6 +195,10 @@ class Plan:
                 },
                 contracted={name: tuple(axes) for name, axes in raw["contracted"].items()},
                 parts=tuple(raw["parts"]),
+                flow=tuple(
+                    Layer(**{**f, "widths": tuple(f["widths"]), "inputs": tuple(f["inputs"])})
+                    for f in raw.get("flow", ())
+                ),
                 **{k: raw[k] for k in ("pinned", "fills", "opaque", "elastic_share", "counted")},
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -40,16 +40,27 @@ def _few(layers: tuple[str, ...], most: int = 4) -> str:
 
 
 def to_networkx(plan: Plan) -> nx.DiGraph:
-    """Return a directed graph from every width to the layers that it spans, in graph order.
+    """Return the data flow between the layers as a directed graph, its nodes in graph order.
 
-    Nodes have `kind`: `stream`, `inner`, `pinned` or `layer`; widths also `base` and `choices`, pinned ones `reason`.
+    Nodes are the names of `plan.flow`: layers, and joins, in which several flows meet. Each has
+
+    - `type`: the class of the module, or the operator of a join; `is_join`: which of the two it is,
+    - `widths`: the widths of its output in the order of the channels, pinned ones included,
+    - `pinned`: of these, width -> reason; `opaque`: why the module was left as it is, else None.
+
+    The graph's own attributes are `widths`, a mapping from name to `Width`, `pinned` and `opaque`.
     """
-    graph = nx.DiGraph()
-    for w in plan.widths:
-        graph.add_node(("width", w.name), kind=w.kind, base=w.base, choices=w.choices)
-        for layer in w.layers:
-            graph.add_node(("layer", layer), kind="layer")
-            graph.add_edge(("width", w.name), ("layer", layer))
-    for name, reason in plan.pinned.items():
-        graph.add_node(("width", name), kind="pinned", reason=reason)
+    graph = nx.DiGraph(
+        widths=dict(plan.by_name), pinned=dict(plan.pinned), opaque=dict(plan.opaque)
+    )
+    for layer in plan.flow:
+        graph.add_node(
+            layer.name,
+            type=layer.type,
+            is_join=layer.is_join,
+            widths=layer.widths,
+            pinned={w: plan.pinned[w] for w in layer.widths if w in plan.pinned},
+            opaque=plan.opaque.get(layer.name),
+        )
+    graph.add_edges_from((source, layer.name) for layer in plan.flow for source in layer.inputs)
     return graph

@@ -18,10 +18,10 @@ from torch.fx.node import map_arg
 
 from .axes import Axis, Extent, size
 from .blocks import Rooms, Source
-from .infer import Typing
 from .plan import Config, Plan
 from .rules import Call, Path, Ref, layer_of, rule_of
 from .rules.norm import SUBNET_FORMS
+from .solve import Typing
 from .trace import Traced
 
 

@@ -16,11 +16,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 from .axes import size
 from .blocks import Rooms, create, form, initial, own_seed
 from .errors import NetAugFXError, PinnedError, PlanError, TraceError, VerifyError
-from .infer import OUTPUT, infer
+from .infer import infer
 from .model import WideModel, arguments
 from .parts import Example, WideParts, calls_of, join, part_of
 from .plan import Amount, Plan, with_choices
 from .rules import is_leaf, resize
+from .solve import OUTPUT
 from .trace import Traced, trace
 from .verify import culprits
 from .verify import verify as check

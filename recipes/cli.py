@@ -97,6 +97,7 @@ def _inspect(options: argparse.Namespace) -> None:
         factor=options.factor,
         diversity=options.diversity,
         keep=tuple(options.keep),
+        picture=options.picture,
     )
     print_inspection(inspection, as_json=options.json)
 
@@ -198,6 +199,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_options(inspect)
     _add_width_options(inspect)
     inspect.add_argument("--json", action="store_true", help="print JSON")
+    inspect.add_argument(
+        "--picture",
+        type=Path,
+        metavar="FILE.svg",
+        help="draw the network: layers that grow together in one colour",
+    )
     return parser
 
 

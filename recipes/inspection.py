@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,12 +13,14 @@ from rich.table import Table
 from torch import nn
 
 import netaugfx
+from recipes.errors import RunError
 from recipes.models import build_model
 
 
 def inspect_model(
     name: str,
     *,
+    picture: Path | None = None,
     num_classes: int = 1000,
     channels: int = 3,
     image_size: int | None = None,
@@ -27,6 +30,7 @@ def inspect_model(
     """Widen the model that `name` names, with its verification, and tell what came out.
 
     Args:
+        picture: where to draw the network, as SVG.
         image_size: pixels; None for the model's own, else 224.
         width_arguments: for `netaugfx.widen`: factor, diversity, keep.
 
@@ -35,10 +39,14 @@ def inspect_model(
         "opaque" (module that was left as it is -> reason), "elastic_share", and for "base" and
         "largest" their "parameters" and "macs" (for one image).
     """
+    if picture is not None:
+        _check_picture(picture)
     model = build_model(name, num_classes=num_classes, channels=channels, model_args=model_args)
     size = image_size or own_image_size(model)
     example = torch.rand(2, channels, size, size, generator=torch.Generator().manual_seed(0))
     wide = netaugfx.widen(model, example_inputs=(example,), **width_arguments)
+    if picture is not None:
+        picture.write_text(netaugfx.picture(wide, title=name), encoding="utf-8")
     shape = (1, channels, size, size)
     base = sum(parameter.numel() for parameter in wide.base_parameters())
     blocks = sum(parameter.numel() for parameter in wide.augmented_parameters())
@@ -61,6 +69,15 @@ def inspect_model(
         "base": {"parameters": base, "macs": wide.macs(wide.base_config, shape)},
         "largest": {"parameters": base + blocks, "macs": wide.macs(wide.max_config, shape)},
     }
+
+
+def _check_picture(path: Path) -> None:
+    """Complain before the work rather than after it."""
+    if path.suffix.lower() != ".svg":
+        raise RunError(f"--picture {path}: the picture is SVG; give a name that ends in .svg.")
+    if path.is_dir() or not path.parent.is_dir():
+        what = "it is a directory" if path.is_dir() else f"there is no directory {path.parent}"
+        raise RunError(f"--picture {path}: {what}.")
 
 
 def own_image_size(model: nn.Module) -> int:

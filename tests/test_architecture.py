@@ -20,6 +20,8 @@ ORDER = [
     "plan",
     "trace",
     "rules",
+    "flow",
+    "solve",
     "infer",
     "blocks",
     "rewrite",
@@ -30,7 +32,10 @@ ORDER = [
     "containment",
     "verify",
     "widen",
+    "testing",
     "report",
+    "layout",
+    "picture",
 ]
 
 

@@ -2,7 +2,7 @@
 
 import operator
 
-from . import contraction, elementwise, movement, norm, pooling
+from . import contraction, elementwise, movement, norm, pooling, views
 from .registry import (
     Call,
     NoRule,
@@ -21,5 +21,5 @@ register_rule(operator.getitem)(movement.index)
 
 __all__ = [
     "Call", "NoRule", "Op", "Path", "Ref", "Typed", "contraction", "elementwise", "is_leaf", "layer_of", "movement",
-    "norm", "pooling", "register_rule", "resize", "rule_of",
+    "norm", "pooling", "register_rule", "resize", "rule_of", "views",
 ]  # fmt: skip

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..axes import OpenAxis, fixed
-from .registry import NoRule, Op, everywhere, register_rule
+from .registry import Call, NoRule, Op, Ref, Typed, everywhere, layer, register_rule
 
 ARITHMETIC = [
     "add",
@@ -176,10 +179,22 @@ def prelu(op: Op) -> tuple[OpenAxis, ...]:
     a = op.bind(*PRELU)
     x, weight = a["input"], a["weight"]
     if weight.value.numel() == 1:
-        op.pin(*weight.axes, why="has one slope for all channels")
+        op.settle(*weight.axes)
     elif len(x.axes) > 1:
         op.unify(x.axes[1], weight.axes[0])
     return tuple(x.axes)
+
+
+def _resize_prelu(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    m: Any = module
+    if "weight" in tensors:
+        m.num_parameters = len(tensors["weight"])
+
+
+@layer(nn.PReLU, resize=_resize_prelu)
+def lower_prelu(m: Any, x: Typed) -> Call:
+    """A parametric ReLU is `F.prelu`."""
+    return Call(F.prelu, (x, Ref("weight")))
 
 
 @register_rule(

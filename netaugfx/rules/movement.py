@@ -1,187 +1,16 @@
-"""Operators that move elements and compute none: views, permutations, concatenation, slices."""
+"""Operators that move elements and compute none: permutations, concatenation, slices, repetition."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import gcd, prod
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..axes import (
-    OpenAxis,
-    OpenFactor,
-    OpenSegment,
-    Var,
-    elastic,
-    fixed,
-    free,
-    length,
-    resolve,
-    times,
-)
+from ..axes import OpenAxis, Var, elastic, fixed, free, resolve, times
 from .registry import NoRule, Op, Path, Typed, everywhere, register_rule
-
-
-@register_rule(Tensor.view, *everywhere(["reshape"]))
-def view(op: Op) -> tuple[OpenAxis, ...]:
-    """A literal factor stays and the derived or -1 factor grows; where both are literal the inner grows."""
-    x, sizes = op.args[0], op.args[1:]
-    if len(sizes) == 1 and isinstance(sizes[0], torch.dtype):
-        raise NoRule
-    nested = len(sizes) == 1 and isinstance(sizes[0], Sequence)
-    if op.kwargs:
-        raise NoRule
-    given = list(sizes[0]) if nested else list(sizes)
-    paths: list[Path] = [(1, i) if nested else (1 + i,) for i in range(len(given))]
-    open_ = [p in op.derived or n == -1 for p, n in zip(paths, given, strict=True)]
-    axes = regroup(op, x.axes, list(op.result.shape), open_)
-    _count(op, axes, given, paths)
-    return axes
-
-
-def _count(op: Op, axes: Sequence[OpenAxis], given: Sequence[Any], paths: Sequence[Path]) -> None:
-    for axis, n, path in zip(axes, given, paths, strict=True):
-        product = len(axis) == 1 and len(axis[0]) > 1
-        if n != -1 and not (product and path in op.derived):  # B * C * H follows by itself
-            op.count(path, axis)
-
-
-def regroup(
-    op: Op, axes: Sequence[OpenAxis], shape: Sequence[int], open_: Sequence[bool]
-) -> tuple[OpenAxis, ...]:
-    """Return the axes of a view with this `shape`; `open_` tells which of its lengths are not literals."""
-    result: list[OpenAxis] = []
-    i = j = 0
-    while i < len(axes) or j < len(shape):
-        start, first = i, j
-        a = b = 1
-        if i < len(axes):
-            a, i = length(axes[i]), i + 1
-        if j < len(shape):
-            b, j = shape[j], j + 1
-        while a != b:
-            if a < b:
-                a, i = a * length(axes[i]), i + 1
-            else:
-                b, j = b * shape[j], j + 1
-        # an axis of length 1 beside a group joins it when nothing else can take it
-        result += _group(op, axes[start:i], shape[first:j], open_[first:j])
-    return tuple(result)
-
-
-def _group(
-    op: Op, axes: Sequence[OpenAxis], shape: Sequence[int], open_: Sequence[bool]
-) -> list[OpenAxis]:
-    """Return the axes that a group of axes with the same number of elements becomes."""
-    if len(axes) == len(shape) == 1:
-        return [axes[0]]
-    merged = _merge(op, axes)
-    if len(shape) == 1:
-        return [merged]
-    if not elastic(merged):
-        return [fixed(n) for n in shape]
-    if all(n == 1 for n in shape):
-        op.pin(merged, why="cannot tell it from its other axes of length 1")
-        return [fixed(n) for n in shape]
-    if len(merged) == 1:
-        return _deal(op, merged[0], shape, open_)
-    long = [k for k, n in enumerate(shape) if n != 1]
-    grows = next((k for k in reversed(long) if open_[k]), long[-1])
-    inner = free(shape[grows])
-    op.unify(merged, times(prod(shape[:grows]), inner, prod(shape[grows + 1 :])))
-    return [resolve(inner) if k == grows else fixed(n) for k, n in enumerate(shape)]
-
-
-def _deal(
-    op: Op, segment: OpenSegment, shape: Sequence[int], open_: Sequence[bool]
-) -> list[OpenAxis]:
-    """Deal the factors of a product out to the lengths of `shape`; a width that spans several is refined."""
-    dealt: list[list[OpenFactor]] = [[] for _ in shape]
-    room = list(shape)
-    k = 0
-    for factor in segment:
-        left = factor if isinstance(factor, int) else factor.size
-        parts: list[tuple[int, int]] = []  # dimension, size
-        while left > 1:
-            while room[k] == 1:
-                k += 1
-            n = gcd(left, room[k])
-            if n == 1 or (n != left and n != room[k]):
-                op.pin((segment,), why="cuts it across its factors")
-                return [fixed(n) for n in shape]
-            parts.append((k, n))
-            room[k] //= n
-            left //= n
-        if isinstance(factor, int) or factor.reason is not None:
-            for d, n in parts:
-                dealt[d].append(n)
-        elif len(parts) <= 1:
-            dealt[parts[0][0] if parts else k].append(factor)
-        else:
-            whole = [i for i, (d, n) in enumerate(parts) if n == shape[d]]
-            among = [i for i in whole if open_[parts[i][0]]] or whole or range(len(parts))
-            grows = max(among)
-            inner = Var(parts[grows][1])
-            pieces = tuple(inner if i == grows else n for i, (_, n) in enumerate(parts))
-            op.unify(((factor,),), (pieces,))
-            for i, (d, n) in enumerate(parts):
-                dealt[d].append(inner if i == grows else n)
-    return [resolve((tuple(factors) or (1,),)) for factors in dealt]
-
-
-def _merge(op: Op, axes: Sequence[OpenAxis]) -> OpenAxis:
-    """Return the axis that `axes` give when they are laid out as one: one factor of a product may be elastic."""
-    if not axes:
-        return fixed(1)
-    growing = [k for k, axis in enumerate(axes) if elastic(axis)]
-    if not growing:
-        return fixed(prod(length(axis) for axis in axes))
-    op.pin(*(axes[k] for k in growing[:-1]), why="merges it with another elastic axis")
-    k = growing[-1]
-    outer, inner = (prod(length(axis) for axis in part) for part in (axes[:k], axes[k + 1 :]))
-    return times(outer, axes[k], inner)
-
-
-@register_rule(*everywhere(["flatten"]))
-def flatten(op: Op) -> tuple[OpenAxis, ...]:
-    """Axes start to end become one."""
-    a = op.bind("input", "start_dim", "end_dim", start_dim=0, end_dim=-1)
-    return _flatten(op, a["input"], a["start_dim"], a["end_dim"])
-
-
-@register_rule(nn.Flatten)
-def flatten_module(op: Op) -> tuple[OpenAxis, ...]:
-    """Axes start to end become one."""
-    m: Any = op.module
-    return _flatten(op, op.tensors[0], m.start_dim, m.end_dim)
-
-
-def _flatten(op: Op, x: Typed, start: int, end: int) -> tuple[OpenAxis, ...]:
-    rank = len(x.axes)
-    if rank == 0:
-        return (fixed(1),)
-    start, end = start % rank, end % rank
-    return (*x.axes[:start], _merge(op, x.axes[start : end + 1]), *x.axes[end + 1 :])
-
-
-@register_rule(*everywhere(["unflatten"]), nn.Unflatten)
-def unflatten(op: Op) -> tuple[OpenAxis, ...]:
-    """One axis becomes several."""
-    if op.module is not None:
-        op.pin(*op.args[0].axes, why="has literal lengths")
-        return tuple(op.plain())
-    a = op.bind("input", "dim", "sizes")
-    x, sizes = a["input"], list(a["sizes"])
-    dim = a["dim"] % len(x.axes)
-    at = op.path("sizes", "input", "dim", "sizes")
-    paths: list[Path] = [(*at, i) for i in range(len(sizes))]
-    open_ = [p in op.derived or n == -1 for p, n in zip(paths, sizes, strict=True)]
-    axes = _group(op, [x.axes[dim]], op.result.shape[dim : dim + len(sizes)], open_)
-    _count(op, axes, sizes, paths)
-    return (*x.axes[:dim], *axes, *x.axes[dim + 1 :])
 
 
 @register_rule(*everywhere(["permute"]))
@@ -259,16 +88,6 @@ def expand(op: Op) -> tuple[OpenAxis, ...]:
 
 def _at(given: Sequence[Any], path: Path) -> Any:
     return given[int(path[-1]) - (1 if len(path) == 1 else 0)]
-
-
-@register_rule(Tensor.view_as, Tensor.reshape_as)
-def reshape_as(op: Op) -> tuple[OpenAxis, ...]:
-    """A view with the shape of another tensor, whose axes it then has."""
-    x, other = op.args[:2]
-    axes = regroup(op, x.axes, list(other.value.shape), [True] * len(other.axes))
-    for mine, theirs in zip(axes, other.axes, strict=True):
-        op.unify(theirs, mine)
-    return tuple(resolve(axis) for axis in axes)
 
 
 @register_rule(*everywhere(["expand_as"]))
@@ -408,51 +227,6 @@ def _slice(op: Op, x: Typed, d: int, item: slice, path: Path) -> OpenAxis:
     if stop < n or item.stop is not None:
         op.count((*path, "stop"), (*before, *here))
     return here
-
-
-@register_rule(*everywhere(["pixel_shuffle"]), nn.PixelShuffle)
-def pixel_shuffle(op: Op) -> tuple[OpenAxis, ...]:
-    """R x r neighbouring channels become space."""
-    r = op.module.upscale_factor if op.module is not None else op.bind("input", "r")["r"] or 0
-    r = int(r or op.kwargs["upscale_factor"])  # type: ignore[arg-type]
-    x = op.tensors[0]
-    channels = free(op.result.shape[-3])
-    op.pin(*x.axes[-2:], why="interleaves it")
-    op.unify(x.axes[-3], times(1, channels, r * r))
-    return (*x.axes[:-3], resolve(channels), *(fixed(n) for n in op.result.shape[-2:]))
-
-
-@register_rule(*everywhere(["pixel_unshuffle"]), nn.PixelUnshuffle)
-def pixel_unshuffle(op: Op) -> tuple[OpenAxis, ...]:
-    """R x r neighbours in space become channels."""
-    x = op.tensors[0]
-    op.pin(*x.axes[-2:], why="takes it apart")
-    inner = op.result.shape[-3] // x.value.shape[-3]
-    space = (fixed(n) for n in op.result.shape[-2:])
-    return (*x.axes[:-3], times(1, x.axes[-3], inner), *space)
-
-
-@register_rule(*everywhere(["channel_shuffle"]), nn.ChannelShuffle)
-def channel_shuffle(op: Op) -> tuple[OpenAxis, ...]:
-    """Channels as groups x width become width x groups."""
-    x = op.tensors[0]
-    groups: Any = (
-        op.module.groups if op.module is not None else op.bind("input", "groups")["groups"]
-    )
-    width = free(x.value.shape[1] // groups)
-    op.unify(x.axes[1], times(groups, width, 1))
-    return (x.axes[0], times(1, width, groups), *x.axes[2:])
-
-
-@register_rule(*everywhere(["glu"]), nn.GLU)
-def glu(op: Op) -> tuple[OpenAxis, ...]:
-    """Two halves, one gating the other."""
-    x = op.tensors[0]
-    dim: Any = op.module.dim if op.module is not None else op.bind("input", "dim", dim=-1)["dim"]
-    dim %= len(x.axes)
-    half = free(op.result.shape[dim])
-    op.unify(x.axes[dim], times(2, half, 1))
-    return (*x.axes[:dim], resolve(half), *x.axes[dim + 1 :])
 
 
 @register_rule(*everywhere(["repeat", "tile"]))

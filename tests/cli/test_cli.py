@@ -244,6 +244,27 @@ def test_inspect_as_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert "largest subnet" in shown
 
 
+def test_inspect_with_a_picture(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", "net.py:net", "--picture", "net.svg"]) == 0
+    drawn = Path("net.svg").read_text(encoding="utf-8")
+    assert drawn.startswith("<svg")
+    assert ">net.py:net<" in drawn
+    assert "largest subnet" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("net.png", r"--picture net\.png: the picture is SVG; give a name that ends in \.svg\."),
+        ("none/net.svg", r"--picture none/net\.svg: there is no directory none\."),
+    ],
+)
+def test_inspect_with_a_bad_picture(
+    path: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails(capsys, cli.main(["inspect", "net.py:net", "--picture", path]), message)
+
+
 def test_inspect_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
     code = cli.main(["inspect", "mobilenetv3_smal_050"])
     fails(capsys, code, r"timm has no model 'mobilenetv3_smal_050'\. Near: mobilenetv3_small_050.*")
