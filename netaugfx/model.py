@@ -95,6 +95,18 @@ class WideModel(nn.Module):
         self.training = self.base.training
         return self
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WideModel:
+        """Let the example follow the weights where `.to()`, `.half()` and the like change their dtype."""
+        before = _dtype(self.base)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        after = _dtype(self.base)
+        if before != after:
+            self.__dict__["example"] = tree_map(
+                lambda t: t.to(after) if isinstance(t, Tensor) and t.dtype == before else t,
+                self.example,
+            )
+        return self
+
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
         for name in ("_programs", "_found", "_bound"):
@@ -340,6 +352,10 @@ class WideModel(nn.Module):
                 Bound(program, self.plan, config, program.traced.root, rooms), *inputs.tensors
             )
         return int(counter.get_total_flops()) // 2
+
+
+def _dtype(model: nn.Module) -> torch.dtype | None:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
 
 
 def _flags(model: nn.Module) -> tuple[bool, ...]:
