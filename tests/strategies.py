@@ -922,8 +922,9 @@ def networks(
     inputs = draw(st.sampled_from([1, 1, 1, 2]))
     rank = draw(st.sampled_from([2, 2, 1, 3]))
     body = draw(chains(wide_family, 2, 6 if rank < 3 else 4))
-    if draw(st.integers(0, 3)):  # mostly something that can grow
-        body = (draw(convs), *body)
+    head = draw(st.one_of(heads, heads, heads, st.none()))
+    if draw(st.integers(0, 9)) < 9:  # mostly there is something that can grow
+        body = (draw(convs), *body) if head is not None else (draw(convs), *body, draw(convs))
     if unknown or (unknown is None and draw(st.integers(0, 9)) == 9):
         place = draw(st.integers(0, len(body)))
         body = (*body[:place], draw(unknowns), *body[place:])
@@ -937,6 +938,6 @@ def networks(
         if inputs > 1
         else "add",
         body=body,
-        head=draw(st.one_of(heads, heads, heads, st.none())),
+        head=head,
         output=output,
     )
