@@ -172,8 +172,8 @@ class Solver:
             source: Any = node.args[0]
             members = source.meta["val"]
             member = getattr(members, str(args[1]))
-            found = [t for t, v in zip(args[0], members, strict=True) if v is member]
-            return (found[0] if found else value), {}
+            named = [t for t, v in zip(args[0], members, strict=True) if v is member]
+            return (named[0] if named else value), {}
         # a dataclass or named tuple is made, which only outputs are
         if isinstance(node.target, type):
             self._pin(inputs, OUTPUT)
