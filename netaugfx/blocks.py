@@ -178,6 +178,8 @@ def create(form: Form, base: Tensor, full: Tensor, plan: Plan) -> dict[int, Tens
 
 def extend(base: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Return a tensor of `shape` like `base`: the constant that it is, or noise of its mean and spread."""
+    if base.device.type == "meta":
+        return torch.empty(shape, device="meta")
     values = base.detach().double().cpu()
     if values.numel() == 0:
         return torch.zeros(shape)
@@ -198,7 +200,7 @@ def initial(
 ) -> Tensor:
     """Return the largest form's initial values: as the layer's own `reset_parameters` made them, else by `extend`."""
     own = (reset or {}).get(form.name.rpartition(".")[2])
-    if own is not None and not own.isnan().any():
+    if own is not None and (own.device.type == "meta" or not own.isnan().any()):
         return own
     generator = torch.Generator().manual_seed(own_seed(form.name, seed))
     return extend(base, tuple(size(axis, plan.max_config) for axis in form.axes), generator)

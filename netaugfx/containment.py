@@ -119,6 +119,10 @@ class _Subnet(_Graph):
             return value
         self.made[origin] = n
         axes = self.axes.get(origin)
+        if own is not None and isinstance(value, tuple) and axes is not None:  # values and indices
+            parts = zip(value, own, axes, strict=True)
+            made = [_put(v, o, _places(a, self.plan, self.config, self.cache)) for v, o, a in parts]
+            return type(value)(made)
         if not isinstance(value, Tensor) or axes is None or origin.op == "get_attr":
             return value
         if own is not None:
@@ -128,7 +132,7 @@ class _Subnet(_Graph):
             raise _Spoilt(origin)
         return value
 
-    def _restricted(self, origin: fx.Node) -> Tensor:
+    def _restricted(self, origin: fx.Node) -> Any:
         """Return what the base's operator makes of the base channels that reach it here."""
 
         def argument(n: fx.Node) -> Any:
@@ -139,8 +143,7 @@ class _Subnet(_Graph):
             return base_part(t, axes, self.plan, self.config, self.cache)
 
         args, kwargs = fx.node.map_arg((origin.args, dict(origin.kwargs)), argument)
-        result: Tensor = getattr(self.base, origin.op)(origin.target, args, kwargs)
-        return result
+        return getattr(self.base, origin.op)(origin.target, args, kwargs)
 
 
 def _noisy(program: Program) -> bool:

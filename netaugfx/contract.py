@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -86,12 +87,16 @@ def extract(wide: WideModel, config: Mapping[str, int]) -> nn.Module:
     Law 3: it computes what `wide.at(config)` computes.
 
     It is the user's own class with wider layers where that class runs at these widths, which is found out by tracing
-    it anew; where its forward holds channel counts, it is a `torch.fx.GraphModule`. Hooks stay with the base.
+    it anew; where its forward holds channel counts, it is a `torch.fx.GraphModule`, which follows the way that the
+    forward took at the example's shapes and raises AssertionError where Python would have taken another. Hooks stay
+    with the base.
 
     Raises:
         ConfigError: An unknown width, or a size that is not one of its choices.
         ExtractError: A GraphModule is needed, but the graph differs between train and eval mode.
     """
+    if not isinstance(wide, WideModel):
+        raise ExtractError(f"extract expects what widen() returned; {type(wide).__name__} came.")
     config = wide.plan.config(config)
     if config == wide.plan.base_config:
         return extract_base(wide)
@@ -121,7 +126,57 @@ def extract(wide: WideModel, config: Mapping[str, int]) -> nn.Module:
             f"config, since {why}; nor can a graph stand for it, since it differs between train and "
             f"eval mode at {line}."
         )
+    _guard(graphs[0], programs[0], wide.plan, config)
     return _module(network, programs[0], graphs[0])
+
+
+def _guard(graph: fx.Graph, program: Program, plan: Plan, config: Config) -> None:
+    """Let `graph` refuse inputs at which the forward would have taken another way.
+
+    What Python read while tracing is compared with what it would read; what depends on channel counts, and so
+    differs at this config, is left out.
+    """
+    inputs = [torch.empty_like(t, device="meta") for t in program.traced.inputs.tensors]
+    sized = _module(
+        _resized(program.traced.root, _sized(plan, config)),
+        program,
+        contract(program, config, plan),
+    )
+    seen = _Values(sized)
+    seen.run(*inputs)
+    named = {n.name: n for n in graph.nodes}
+    for guard in program.traced.guards:
+        known: Any = guard.value
+        node = named.get(guard.node.name)
+        value = seen.values.get(guard.node.name)
+        plain = isinstance(guard.value, bool | int | float) and isinstance(
+            value, bool | int | float
+        )
+        if node is None or not plain or not guard.holds(value):
+            continue
+        with graph.inserting_after(node):
+            read = node
+            if isinstance(guard.value, bool) and not isinstance(value, bool):
+                read = graph.call_function(operator.truth, (node,))
+        with graph.inserting_after(read):
+            same = graph.call_function(operator.eq, (read, known))
+        with graph.inserting_after(same):
+            text = f"extracted for inputs at which this is {guard.value} ({guard.source}); extract anew"
+            graph.call_function(torch._assert, (same, text))
+
+
+class _Values(fx.Interpreter):
+    """A graph run with the numbers that it computes kept, by node name."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.values: dict[str, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, bool | int | float):
+            self.values[n.name] = value
+        return value
 
 
 def _numbered(graph: fx.Graph) -> list[str]:

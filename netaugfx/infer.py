@@ -66,6 +66,7 @@ def infer(
     share, counted = solver.share()
     layers = solver.spans(names)
     opaque = {path: reason for traced in traces for path, reason in traced.opaque.items()}
+    opaque |= solver.opaque
     awkward = {
         f.order
         for axes in solver.parameters.values()

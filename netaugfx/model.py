@@ -184,6 +184,8 @@ class WideModel(nn.Module):
         Raises:
             ConfigError: An unknown width, or a size that is not one of its choices.
         """
+        if not isinstance(config, Mapping):
+            raise ConfigError(f"A config is a mapping from width name to size; {config!r} came.")
         return Subnet(self, self.plan.config(config))
 
     def sample(

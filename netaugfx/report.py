@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import networkx as nx
 
+from .errors import PlanError
 from .model import WideModel
 from .plan import Plan
 
 
 def describe(wide_or_plan: WideModel | Plan) -> str:
     """Return a table of widths (name, kind, choices, layers), of pins with their reasons, and of opaque modules."""
+    if not isinstance(wide_or_plan, WideModel | Plan):
+        raise PlanError(
+            f"describe expects what plan() or widen() returned; {type(wide_or_plan).__name__} came."
+        )
     plan = wide_or_plan.plan if isinstance(wide_or_plan, WideModel) else wide_or_plan
     rows = [("width", "kind", "sizes", "layers")]
     rows += [(w.name, w.kind, " ".join(map(str, w.choices)), _few(w.layers)) for w in plan.widths]

@@ -28,6 +28,7 @@ from .plan import Plan
 from .rules import Call, NoRule, Op, Path, Ref, Typed, layer_of, rule_of
 from .trace import Traced
 
+READS: frozenset[Any] = frozenset({operator.getitem, "size", getattr})
 OUTPUT = "it is an output of the network"
 HARMLESS = {
     "size",
@@ -81,6 +82,7 @@ class Solver:
         self.weights: dict[tuple[str, int], None] = {}
         self.touched: list[tuple[str, OpenAxis]] = []
         self.ordered: list[OpenAxis] = []
+        self.opaque: dict[str, str] = {}
 
     def parameter(self, name: str) -> Typed | None:
         """Return a Parameter or buffer by any of its names, typed."""
@@ -166,9 +168,14 @@ class Solver:
         if node.target is operator.getitem and not isinstance(args[0], Typed | None):
             tree: Any = args[0]
             return (tree[args[1]] if self._typed(tree) else value), {}
-        if isinstance(
-            node.target, type
-        ):  # a dataclass or named tuple is made, which only outputs are
+        if node.target is getattr and isinstance(args[0], tuple) and self._typed(args[0]):
+            source: Any = node.args[0]
+            members = source.meta["val"]
+            member = getattr(members, str(args[1]))
+            named = [t for t, v in zip(args[0], members, strict=True) if v is member]
+            return (named[0] if named else value), {}
+        # a dataclass or named tuple is made, which only outputs are
+        if isinstance(node.target, type):
             self._pin(inputs, OUTPUT)
             return value, {}
         if not any(isinstance(v, Tensor) for v in tree_leaves(value)):
@@ -192,7 +199,9 @@ class Solver:
                 return self.parameter(f"{node.target}.{name}")
 
             if _altered(target):
-                self._pin(inputs, f"{where(node)} computes its weight from other Parameters")
+                why = f"{where(node)} computes its weight from other Parameters"
+                self.opaque[str(node.target)] = why
+                self._pin(inputs, why)
                 return _plain(value), {}
         op = Op(
             where(node),
@@ -202,6 +211,7 @@ class Solver:
             module=target if isinstance(target, nn.Module) else None,
             parameter=parameter,
             derived=_derived(node),
+            computed=_derived(node, READS),
         )
         return self._apply(op, target, value, node, typing)
 
@@ -410,14 +420,17 @@ def _altered(module: nn.Module) -> bool:
     return "weight" not in module._parameters and hasattr(module, "weight")
 
 
-def _derived(node: fx.Node) -> frozenset[Path]:
+def _derived(node: fx.Node, without: frozenset[Any] = frozenset()) -> frozenset[Path]:
+    def counts(argument: Any) -> bool:
+        return isinstance(argument, fx.Node) and argument.target not in without
+
     found: set[Path] = set()
     arguments: list[tuple[str | int, Any]] = [*enumerate(node.args), *node.kwargs.items()]
     for key, argument in arguments:
-        if isinstance(argument, fx.Node):
+        if counts(argument):
             found.add((key,))
         elif isinstance(argument, Sequence) and not isinstance(argument, str):
-            found |= {(key, i) for i, a in enumerate(argument) if isinstance(a, fx.Node)}
+            found |= {(key, i) for i, a in enumerate(argument) if counts(a)}
     return frozenset(found)
 
 

@@ -62,10 +62,17 @@ def verify(
     Raises:
         VerifyError: The model has no values (it is on the meta device).
     """
+    if not isinstance(wide, WideModel):
+        raise VerifyError(f"verify expects what widen() returned; {type(wide).__name__} came.")
     if any(p.device.type == "meta" for p in wide.parameters()):
         raise VerifyError(
             "verify needs values: the model is on the meta device; use verify=False there."
         )
+    for name, p in wide.named_parameters():
+        if not bool(p.isfinite().all()):
+            raise VerifyError(
+                f"verify needs finite values: '{name}' holds NaN or inf; mend it, or use verify=False."
+            )
     generator = torch.Generator().manual_seed(seed)
     chosen = (
         (wide.max_config, wide.sample(generator))

@@ -166,7 +166,10 @@ def _inferred(
         why = str(error).splitlines()[0]
         if not any(True for _ in model.children()):
             raise
-        calls = calls_of(model, example)
+        try:
+            calls = calls_of(model, example)
+        except RuntimeError:  # it cannot be copied either
+            raise error from None
         plans = dict(_children(model, "", calls, keep, pins))
         if not plans:
             raise

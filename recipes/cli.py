@@ -157,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     optimiser = train.add_argument_group("optimisation")
     optimiser.add_argument("--batch-size", type=_at_least(2), default=128, help="images per step")
     optimiser.add_argument("--opt", default="sgd", help="timm's name of an optimiser")
-    optimiser.add_argument("--lr", type=float, default=0.1, help="peak learning rate")
+    optimiser.add_argument("--lr", type=_above_zero, default=0.1, help="peak learning rate")
     optimiser.add_argument("--momentum", type=float, default=0.9, help="Nesterov's for sgd")
     optimiser.add_argument("--weight-decay", type=float, default=4e-5, help="weight decay")
     optimiser.add_argument(
@@ -255,6 +255,13 @@ def _at_least(least: int) -> Any:
 
     whole_number.__name__ = "whole number"
     return whole_number
+
+
+def _above_zero(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text}")
+    return value
 
 
 def _number_or_mapping(number: type) -> Any:

@@ -61,7 +61,11 @@ def build_model(
     kind, colon, rest = name.partition(":")
     if name.partition(":")[0].endswith(".py") or kind == "netaugfx":
         constructor = _own(rest) if kind == "netaugfx" else _function_in(Path(kind), rest)
-        defaults: dict[str, Any] = {"num_classes": num_classes}
+        takes = inspect.signature(constructor).parameters
+        anything = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+        defaults: dict[str, Any] = {}
+        if "num_classes" in takes or anything:
+            defaults["num_classes"] = num_classes
         if "in_chans" in inspect.signature(constructor).parameters:
             defaults["in_chans"] = channels
         elif channels != 3:

@@ -107,7 +107,11 @@ class NetAugTask(TrainingTask):
         super().__init__(
             device=device or parameter.device, dtype=dtype or parameter.dtype, verbose=verbose
         )
-        if samples < 1:
+        if not 0 <= alpha < float("inf"):
+            raise ValueError(f"alpha must be a finite number from 0 on, got {alpha}.")
+        if isinstance(kinds, str):
+            kinds = (kinds,)
+        if not isinstance(samples, int) or samples < 1:
             raise ValueError(
                 f"samples must be at least 1, got {samples}; to train the base alone use kinds=()."
             )

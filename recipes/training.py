@@ -131,6 +131,8 @@ def train(
         task.load_task_state(task_state)
         epochs_done, history = done["epochs"], done["history"]
         run.console.print(f"resuming after epoch {epochs_done} of {config.epochs}")
+    elif resume:
+        run.console.print(f"nothing to resume in {directory.path}: starting with epoch 1")
     if accelerator.is_main_process:
         plan = plain.plan.to_json() if config.method == "netaug" else None
         directory.claim(identity, plan)

@@ -34,6 +34,7 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
     "gate": (lambda x, y: x * y.mean((2, 3), keepdim=True).sigmoid(), (X, Y), 1),
     "mean over channels": (lambda x: x - x.mean(1, keepdim=True), (X,), 1),
     "var over channels": (lambda x: x / (1 + x.var(dim=1, keepdim=True)), (X,), 1),
+    "max over channels": (lambda x: x * x.max(1, keepdim=True).values.sigmoid(), (X,), 1),
     "softmax over channels": (lambda x: x.softmax(1), (X,), 1),
     "layer norm": (nn.LayerNorm(8), (TOKENS,), -1),
     "rms norm": (nn.RMSNorm(8), (TOKENS,), -1),

@@ -86,6 +86,22 @@ def reduction(op: Op) -> Any:
     return tuple(axis for i, axis in enumerate(x.axes) if i not in dims)
 
 
+@register_rule(*everywhere(["max", "min", "median", "maximum", "minimum"]))
+def extreme(op: Op) -> Any:
+    """Along an axis (values and indices), of two tensors, or of all elements."""
+    if isinstance(op.result, Tensor):
+        if len(op.tensors) == 2:
+            return op.broadcast(*op.tensors)
+        op.mixed(*op.tensors[0].axes)
+        return ()
+    a = op.bind("input", "dim", "keepdim", keepdim=False)
+    x = a["input"]
+    dim = a["dim"] % len(x.axes)
+    op.mixed(x.axes[dim])
+    rest = (*x.axes[:dim], *((fixed(1),) if a["keepdim"] else ()), *x.axes[dim + 1 :])
+    return tuple(rest for _ in op.result)
+
+
 PAD = ("input", "pad", "mode", "value")
 
 

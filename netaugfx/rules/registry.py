@@ -188,6 +188,7 @@ class Op:
         module: nn.Module | None = None,
         parameter: Callable[[str], Typed | None] | None = None,
         derived: frozenset[Path] = frozenset(),
+        computed: frozenset[Path] = frozenset(),
     ) -> None:
         self.where = where  # the operator and the user's source line, for reasons
         self.args = args
@@ -195,6 +196,7 @@ class Op:
         self.result = result  # the value of the result in the base, on the meta device
         self.module = module
         self.derived = derived  # arguments that the graph computes, as opposed to literals
+        self.computed = computed  # those of them that are arithmetic, not a length of some tensor
         self.counts: dict[Path, OpenAxis] = {}
         self.summed: list[tuple[str, int]] = []
         self.filled: dict[str, float] = {}
@@ -259,6 +261,8 @@ class Op:
         """Say that the result sums over this axis of a Parameter."""
         if tensor.name is not None:
             self.summed.append((tensor.name, axis))
+        else:  # no block of a weight that is computed from others can be told apart
+            self.mixed(tensor.axes[axis])
 
     def fill(self, tensor: Typed | None, value: float) -> None:
         """Say which value new elements of a buffer have."""

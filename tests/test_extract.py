@@ -1,0 +1,131 @@
+"""What a fresh pair of eyes broke once."""
+
+from __future__ import annotations
+
+import math
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+import netaugfx
+
+X = torch.randn(2, 3, 32, 32)
+
+
+class TwoWays(nn.Module):
+    """Its forward holds channel counts, and takes another way for large images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        if y.shape[-1] > 40:
+            y = y * 3
+        n, _, h, w = y.shape
+        y = self.b(y).reshape(n, 2, 4, h * w).transpose(1, 2).reshape(n, 8, h, w)
+        return self.head(y.mean((2, 3)))
+
+
+def test_an_extracted_graph_refuses_inputs_that_go_another_way() -> None:
+    wide = netaugfx.widen(TwoWays(), example_inputs=X).eval()
+    network = pickle.loads(pickle.dumps(netaugfx.extract(wide, wide.max_config)))
+    assert isinstance(network, torch.fx.GraphModule)
+    for side in (32, 36):
+        x = torch.randn(3, 3, side, side)
+        assert torch.equal(network(x), wide.at(wide.max_config)(x))
+    with pytest.raises(AssertionError, match="extracted for inputs at which this is False"):
+        network(torch.randn(2, 3, 48, 48))
+
+
+class Attention(nn.Module):
+    """Channel counts read from shapes, as many write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.qkv = nn.Conv2d(3, 16, 8, 8), nn.Linear(16, 48)
+        self.out = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        n, t, d = x.shape
+        q, k, v = (z.view(n, t, 4, d // 4).transpose(1, 2) for z in self.qkv(x).chunk(3, -1))
+        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, d)
+        return self.out(x.mean(1))
+
+
+class ScaledWeight(nn.Module):
+    """A weight computed from a Parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.w = nn.Conv2d(3, 8, 3, padding=1), nn.Parameter(torch.randn(8, 8, 3, 3))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.conv2d(self.a(x).relu(), self.w * 0.5, padding=1).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("model", "widths"), [(Attention(), ["patch", "qkv"]), (ScaledWeight(), ["a", "w"])]
+)
+def test_widens_in_full(model: nn.Module, widths: list[str]) -> None:
+    wide = netaugfx.widen(model, example_inputs=X)
+    assert list(wide.widths) == widths
+    assert wide.elastic_share == 1.0
+
+
+class Counter(nn.Module):
+    """A buffer that is no channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 5)
+        self.register_buffer("count", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.count += 1
+        return self.head(self.a(x).relu().mean((2, 3)))
+
+
+def test_a_counter_is_no_width() -> None:
+    assert list(netaugfx.plan(Counter(), example_inputs=X).by_name) == ["a"]
+
+
+class Normed(nn.Module):
+    """Parametrised layers alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = weight_norm(nn.Conv2d(3, 8, 3, padding=1))
+        self.head = weight_norm(nn.Linear(8, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.a(x).mean((2, 3)))
+
+
+def test_parametrised_layers_are_named() -> None:
+    with pytest.raises(netaugfx.PlanError, match=r"'a' .* computes its weight from other Param"):
+        netaugfx.widen(Normed(), example_inputs=X)
+
+
+def test_wrong_things_are_refused_by_name() -> None:
+    model = Counter()
+    wide = netaugfx.widen(model, example_inputs=X, verify=False)
+    with pytest.raises(netaugfx.ConfigError, match="'max' came"):
+        wide.at("max")  # type: ignore[arg-type]
+    for function in (netaugfx.verify, netaugfx.describe):
+        with pytest.raises(netaugfx.NetAugFXError, match="Counter came"):
+            function(model)
+    with pytest.raises(netaugfx.ExtractError, match="Counter came"):
+        netaugfx.extract(model, {})  # type: ignore[arg-type]
+    model.a.weight.data[0] = math.nan
+    with pytest.raises(netaugfx.VerifyError, match=r"'a.weight' holds NaN"):
+        netaugfx.widen(model, example_inputs=X)
