@@ -80,10 +80,10 @@ def run(call: Run, owner: nn.Module, inputs: tuple[Tensor, ...], seed: int = 0) 
     return Pass(
         output=taken,
         gradients={
-            name: None if p.grad is None else p.grad.detach().clone()
+            name: None if p.grad is None else p.grad.detach()  # the next pass makes new ones
             for name, p in owner.named_parameters()
         },
-        inputs=[None if x.grad is None else x.grad.detach().clone() for x in given],
+        inputs=[None if x.grad is None else x.grad.detach() for x in given],
         buffers={name: b.detach().clone() for name, b in owner.named_buffers()},
         random=state,
     )
@@ -204,38 +204,38 @@ class Provenance:
 
     def __init__(self, wide: nn.Module, network: nn.Module) -> None:
         self.parameters = dict(wide.named_parameters())
-        mine = torch.cat([p.detach().flatten() for p in self.parameters.values()])
-        assert mine.dtype == torch.float64
-        values, order = mine.sort()
+        values, order = flat(self.parameters).sort()
+        assert values.dtype == torch.float64
         assert not (values[1:] == values[:-1]).any(), "the weights are not distinct"
-        named = dict(network.named_parameters())
-        theirs = torch.cat([p.detach().flatten() for p in named.values()])
-        asked, back = (
-            theirs.sort()
-        )  # sorted questions: the search then walks through memory in order
-        place = torch.searchsorted(values, asked).clamp(max=len(values) - 1)
+        asked, back = flat(dict(network.named_parameters())).sort()
+        # Sorted questions: the search walks through memory in order.
+        place = torch.searchsorted(values, asked).clamp_(max=len(values) - 1)
         assert torch.equal(values[place], asked), "the network holds weights that wide has not"
         self.places = torch.empty_like(back)
         self.places[back] = order[place]
-        self.names = list(named)
+        self.names = [name for name, _ in network.named_parameters()]
 
     def scatter(self, network: nn.Module, gradients: Mapping[str, Tensor | None]) -> dict[str, Any]:
         """What a network's gradients say of `wide`'s, by name; zero for what was not extracted."""
         total = torch.zeros(sum(p.numel() for p in self.parameters.values()), dtype=torch.float64)
         named = dict(network.named_parameters())
         assert list(named) == self.names
-        flat = [
+        parts = [
             torch.zeros(p.numel(), dtype=torch.float64)
             if gradients[n] is None
             else gradients[n].flatten()
             for n, p in named.items()
         ]
-        total.index_add_(0, self.places, torch.cat(flat))
-        parts = total.split([p.numel() for p in self.parameters.values()])
+        total.index_add_(0, self.places, torch.cat(parts))
+        pieces = total.split([p.numel() for p in self.parameters.values()])
         return {
-            name: part.view(p.shape)
-            for (name, p), part in zip(self.parameters.items(), parts, strict=True)
+            name: piece.view(p.shape)
+            for (name, p), piece in zip(self.parameters.items(), pieces, strict=True)
         }
+
+
+def flat(tensors: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([x.detach().flatten() for x in tensors.values()])
 
 
 # ---------------------------------------------------------------- configs and copies

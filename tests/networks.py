@@ -33,6 +33,7 @@ class Case:
         core: whether inference alone must get it right; else it is tested as verification leaves it.
         mixes: whether some operator mixes channels otherwise than by a weight, so that the base is
             contained only where that operator is kept to base channels.
+        large: whether copies of it fill the memory.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Case:
     random_weights: bool = True
     core: bool = True
     mixes: bool = False
+    large: bool = False
 
     def build(self, seed: int = 0) -> nn.Module:
         with torch.random.fork_rng(devices=[]):

@@ -26,7 +26,8 @@ def torchvision_model(name: str, **arguments: Any) -> nn.Module:
 
 def case(make: Callable[..., nn.Module], name: str, size: int, other: int | None) -> Case:
     prefix = "torchvision:" if make is torchvision_model else ""
-    return Case(prefix + name, partial(make, name), ((3, size, size),), other)
+    large = name.startswith(("vgg", "alexnet"))
+    return Case(prefix + name, partial(make, name), ((3, size, size),), other, large=large)
 
 
 FAST = (

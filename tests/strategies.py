@@ -684,6 +684,10 @@ class NetworkSpec(Spec):
         return not self._has("Grouped", "Shuffle", "Gated", "Split", "Slice", "GroupNorm", "Affine")
 
     @property
+    def large(self) -> bool:
+        return False
+
+    @property
     def mixes(self) -> bool:
         """Some operator mixes channels otherwise than by a weight: containment needs it restricted."""
         kinds = ("softmax", "cumsum", "layer_standardise", "layer norm", "mean gate")

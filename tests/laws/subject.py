@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import hypothesis
@@ -23,6 +23,9 @@ class Source(Protocol):
 
     @property
     def mixes(self) -> bool: ...
+
+    @property
+    def large(self) -> bool: ...
 
     def build(self, seed: int = 0) -> nn.Module: ...
 
@@ -63,6 +66,13 @@ BY_HAND = tuple(
     Growth(3.0, 2, 0, config, evaluate) for config in (0, 1, 2) for evaluate in (False, True)
 )
 REAL_MODELS = (Growth(1.5, 1, 0, 0, eval=False), Growth(1.5, 1, 0, 2, eval=True))
+LARGE_MODELS = tuple(replace(growth, factor=1.05) for growth in REAL_MODELS)  # for their memory
+
+
+def growths_of(case: Source) -> tuple[Growth, ...]:
+    """How a real model is widened."""
+    return LARGE_MODELS if case.large else REAL_MODELS
+
 
 # Under the deep and sweep profiles test_all_laws.py holds all laws against each random network.
 few = settings(max_examples=min(settings.default.max_examples, 50))

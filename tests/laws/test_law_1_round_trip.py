@@ -13,7 +13,7 @@ from torch import nn
 import netaugfx
 from netaugfx import rewrite, rules, trace
 from tests import measure
-from tests.laws.subject import BY_HAND, REAL_MODELS, Growth, Source, config_of, few, growths, widen
+from tests.laws.subject import BY_HAND, Growth, Source, config_of, few, growths, growths_of, widen
 from tests.networks import CASES, CORE, Frozen, Hooked, double_output
 from tests.real import TESTED
 from tests.strategies import NetworkSpec, networks
@@ -129,9 +129,9 @@ def test_networks_by_hand(case: Source) -> None:
 
 @pytest.mark.parametrize("case", TESTED, ids=repr)
 def test_real_models(case: Source) -> None:
-    for growth in REAL_MODELS:
+    for growth in growths_of(case):
         check(case, growth)
-    check_graph(case, REAL_MODELS[0])
+    check_graph(case, growths_of(case)[0])
 
 
 def test_flags_dtypes_layouts_and_hooks_come_back() -> None:

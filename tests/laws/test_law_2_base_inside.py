@@ -9,7 +9,7 @@ from torch import nn
 
 import netaugfx
 from tests import measure
-from tests.laws.subject import BY_HAND, REAL_MODELS, Growth, Source, config_of, few, growths, widen
+from tests.laws.subject import BY_HAND, Growth, Source, config_of, few, growths, growths_of, widen
 from tests.networks import CASES, Case, Frozen, SamePadded
 from tests.real import TESTED
 from tests.strategies import NetworkSpec, networks
@@ -74,7 +74,7 @@ def test_networks_by_hand(case: Source) -> None:
 
 @pytest.mark.parametrize("case", TESTED, ids=repr)
 def test_real_models(case: Source) -> None:
-    check(case, REAL_MODELS[0])
+    check(case, growths_of(case)[0])
 
 
 @pytest.mark.parametrize("make", [SamePadded, Frozen])

@@ -16,12 +16,12 @@ import netaugfx
 from tests import measure
 from tests.laws.subject import (
     BY_HAND,
-    REAL_MODELS,
     Growth,
     Source,
     config_of,
     few,
     growths,
+    growths_of,
     widen,
     widen_double,
 )
@@ -52,7 +52,7 @@ def check_float32(source: Source, growth: Growth) -> None:
 
 def check_float64(source: Source, growth: Growth) -> None:
     """Outputs and the gradients of shared Parameters agree, element by element."""
-    wide, _ = widen_double(source, growth)
+    wide = widen_double(source, growth)[0]
     config = config_of(wide, growth)
     network = netaugfx.extract(wide, config)
     origin = measure.Provenance(wide, network)
@@ -100,7 +100,7 @@ def test_networks_by_hand(case: Source) -> None:
 
 @pytest.mark.parametrize("case", TESTED, ids=repr)
 def test_real_models(case: Source) -> None:
-    for growth in REAL_MODELS:
+    for growth in growths_of(case):
         check(case, growth)
 
 

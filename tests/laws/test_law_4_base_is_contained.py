@@ -11,12 +11,12 @@ from hypothesis import given
 from tests import measure
 from tests.laws.subject import (
     BY_HAND,
-    REAL_MODELS,
     Growth,
     Source,
     config_of,
     few,
     growths,
+    growths_of,
     widen_double,
 )
 from tests.networks import CASES
@@ -70,5 +70,5 @@ def test_networks_by_hand(case: Source) -> None:
 
 @pytest.mark.parametrize("case", TESTED, ids=repr)
 def test_real_models(case: Source) -> None:
-    for growth in REAL_MODELS:
+    for growth in growths_of(case):
         check(case, growth)

@@ -10,12 +10,12 @@ import netaugfx
 from tests import measure
 from tests.laws.subject import (
     BY_HAND,
-    REAL_MODELS,
     Growth,
     Source,
     config_of,
     few,
     growths,
+    growths_of,
     widen_double,
 )
 from tests.networks import CASES
@@ -24,7 +24,7 @@ from tests.strategies import NetworkSpec, networks
 
 
 def check(source: Source, growth: Growth, freeze: bool = False) -> None:
-    wide, _ = widen_double(source, growth)
+    wide = widen_double(source, growth)[0]
     if freeze:  # every other Parameter of the base, once it is wide
         for parameter in list(wide.base_parameters())[::2]:
             parameter.requires_grad_(False)
@@ -68,5 +68,5 @@ def test_networks_by_hand(case: Source) -> None:
 
 @pytest.mark.parametrize("case", TESTED, ids=repr)
 def test_real_models(case: Source) -> None:
-    for growth in REAL_MODELS:
+    for growth in growths_of(case):
         check(case, growth)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import netaugfx
 from tests import measure
-from tests.laws.subject import REAL_MODELS, Growth, Source, config_of, few, growths, widen
+from tests.laws.subject import Growth, Source, config_of, few, growths, growths_of, widen
 from tests.networks import CASES, CORE, WHOLE
 from tests.real import TESTED
 from tests.strategies import NetworkSpec, networks
@@ -161,7 +161,7 @@ def test_networks_by_hand(case: Source) -> None:
 
 @pytest.mark.parametrize("case", TESTED, ids=repr)
 def test_real_models(case: Source) -> None:
-    check(case, REAL_MODELS[1])
+    check(case, growths_of(case)[1])
 
 
 @pytest.mark.parametrize("case", WHOLE, ids=repr)
