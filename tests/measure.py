@@ -195,6 +195,20 @@ def close_or_none(a: Tensor | None, b: Tensor | None, scale: float, what: str) -
 # ---------------------------------------------------------------- where weights come from
 
 
+def make_distinct(model: nn.Module) -> None:
+    """Move the few weights that chance made equal; among 10^8 there are some."""
+    parameters = dict(model.named_parameters())
+    values, order = flat(parameters).sort()
+    twice = order[1:][values[1:] == values[:-1]]
+    start = 0
+    for parameter in parameters.values():
+        stop = start + parameter.numel()
+        for place in twice[(twice >= start) & (twice < stop)].tolist():
+            with torch.no_grad():
+                parameter.view(-1)[place - start] *= 1.0 + 1e-6
+        start = stop
+
+
 class Provenance:
     """Tells where each element of an extracted network comes from, by its value alone.
 

@@ -79,7 +79,7 @@ few = settings(max_examples=min(settings.default.max_examples, 50))
 
 
 def widen_double(source: Source, growth: Growth, dropout: bool = True) -> tuple[Any, nn.Module]:
-    """A wide float64 model without two equal weights, and the model that it was made of."""
+    """A wide float64 model, and the model that it was made of."""
     model = modules.randomise(source.build(growth.seed).double(), growth.seed)
     if not dropout:
         model = measure.without_dropout(model)

@@ -53,6 +53,7 @@ def check_float32(source: Source, growth: Growth) -> None:
 def check_float64(source: Source, growth: Growth) -> None:
     """Outputs and the gradients of shared Parameters agree, element by element."""
     wide = widen_double(source, growth)[0]
+    measure.make_distinct(wide)
     config = config_of(wide, growth)
     network = netaugfx.extract(wide, config)
     origin = measure.Provenance(wide, network)

@@ -25,6 +25,7 @@ from tests.strategies import NetworkSpec, networks
 
 def check(source: Source, growth: Growth, freeze: bool = False) -> None:
     wide = widen_double(source, growth)[0]
+    measure.make_distinct(wide)
     if freeze:  # every other Parameter of the base, once it is wide
         for parameter in list(wide.base_parameters())[::2]:
             parameter.requires_grad_(False)
