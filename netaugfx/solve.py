@@ -82,7 +82,7 @@ class Solver:
         self.parameters: dict[str, tuple[OpenAxis, ...]] = {}
         self.summed: dict[str, set[int]] = {}
         self.fills: dict[str, float] = {}
-        self.weights: dict[tuple[str, int], None] = {}
+        self.weights: dict[str, OpenAxis] = {}  # of convolution and linear layers: output channels
         self.touched: list[tuple[str, OpenAxis]] = []
         self.ordered: list[OpenAxis] = []
         self.opaque: dict[str, str] = {}
@@ -251,7 +251,7 @@ class Solver:
         for name, axis in op.summed:
             self.summed.setdefault(name, set()).add(axis)
         self.fills.update(op.filled)
-        self.weights.update(dict.fromkeys(op.layers))
+        self.weights.update({name or f"computed for {node.name}": a for name, a in op.layers})
         return _join(value, axes), op.counts
 
     def _call(self, call: Call, value: Any, node: fx.Node, typing: Typing) -> Any:
@@ -383,8 +383,8 @@ class Solver:
     def share(self) -> tuple[float, int]:
         """Return the elastic output channels of convolution and linear layers over all, and how many there are."""
         elastic = total = 0
-        for name, axis in self.weights:
-            for segment in resolve(self.parameters[name][axis]):
+        for axis in self.weights.values():
+            for segment in resolve(axis):
                 n = 1
                 for f in segment:
                     n *= f if isinstance(f, int) else f.size
