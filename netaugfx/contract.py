@@ -341,10 +341,17 @@ def _differs(program: Program, wide: WideModel, config: Config) -> str | None:
         for path, axis in program.typing.counts.get(a, {}).items():
             found: list[Any] = []
             left = replace_argument(*left, path, lambda _: "count")
-            right = replace_argument(*right, path, partial(_keep, found))
+            right = replace_argument(*right, path, partial(_keep, found, "count"))
             n = found[0].meta["val"] if isinstance(found[0], fx.Node) else found[0]
             if n != size(axis, config):
                 return f"{where(b)} would take {n} channels instead of {size(axis, config)}"
+        for path, kept in program.typing.numbers.get(a, {}).items():
+            found = []
+            left = replace_argument(*left, path, lambda _: "number")
+            right = replace_argument(*right, path, partial(_keep, found, "number"))
+            n = found[0].meta["val"] if isinstance(found[0], fx.Node) else found[0]
+            if n != kept:
+                return f"{where(b)} would compute with {n:.6g} instead of the base's {kept:.6g}"
         extra = program.typing.extra.get(a, {})
         if extra.items() - right[1].items():
             return f"{where(b)} needs {extra}"
@@ -359,6 +366,6 @@ def _differs(program: Program, wide: WideModel, config: Config) -> str | None:
     return None
 
 
-def _keep(found: list[Any], argument: Any) -> str:
+def _keep(found: list[Any], text: str, argument: Any) -> str:
     found.append(argument)
-    return "count"
+    return text
