@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -142,6 +143,31 @@ class Bilinear(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return self.form(x, y)
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, need_weights: bool, **options: Any) -> None:
+        super().__init__()
+        self.attention = made(nn.MultiheadAttention(8, 2, **options))
+        self.need_weights = need_weights
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, shares = self.attention(x, x, x, need_weights=self.need_weights)
+        return y if shares is None else y * shares.sum()
+
+
+class CrossAttention(nn.Module):
+    """Masked in both ways."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.attention = made(nn.MultiheadAttention(8, 2, batch_first=True, **options))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        later = torch.ones(5, 5, dtype=torch.bool).triu(1)
+        absent = torch.tensor([[False] * 5, [False] * 4 + [True]])
+        out: Tensor = self.attention(x, y, y * 2, absent, False, later)[0]
+        return out
 
 
 class Eca(nn.Module):
@@ -287,6 +313,11 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
     "weight norm": (made(weight_norm(nn.Conv2d(6, 4, 3))), (X,), 1),
     "weight norm, depthwise": (made(weight_norm(nn.Conv2d(6, 6, 3, groups=6))), (X,), 1),
     "weight norm, over inputs": (made(weight_norm(nn.Linear(8, 4), dim=1)), (TOKENS,), -1),
+    "self-attention": (SelfAttention(False, batch_first=True), (TOKENS,), -1),
+    "self-attention, tokens first": (SelfAttention(True, dropout=0.1), (TOKENS,), -1),
+    "cross-attention": (CrossAttention(), (TOKENS, TOKENS * 2), -1),
+    "cross-attention, three weights": (CrossAttention(kdim=8, vdim=8, bias=False), (TOKENS, TOKENS * 2), -1),
+    "transformer": (made(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)), (TOKENS,), -1),
     "weight norm of all": (made(weight_norm(nn.Linear(8, 4), dim=None)), (TOKENS,), -1),
     # a channel count that is a number
     "attention by hand": (attention_by_hand, (TOKENS, TOKENS * 2), -1),

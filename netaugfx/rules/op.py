@@ -229,7 +229,7 @@ class Op:
 def _fault(a: OpenAxis, b: OpenAxis) -> str:
     """Return what keeps one of two axes, which ought to be the same, from growing."""
     if elastic(a) and elastic(b):
-        return "channels that are laid out in another way"
+        return "channels in other groups"
     return _stiff(b if elastic(a) else a)
 
 
