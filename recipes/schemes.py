@@ -1,0 +1,283 @@
+"""Augmentation for distillation: nine schemes x -> x', and T. stddev, which ranks them.
+
+A scheme works on a batch that is normalised and carries the standard augmentation already. All
+random numbers follow from an explicit generator; the global random state stays as it was.
+
+Source: H. Wang, S. Lohit, M. Jones, Y. Fu, "What Makes a 'Good' Data Augmentation in Knowledge
+Distillation - A Statistical Perspective", NeurIPS 2022. Deviations: the transforms of single images
+are drawn for each image, not once for the batch; the square that Cutout removes lies within the
+image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from recipes.data import near
+from recipes.errors import DistillError
+from recipes.features import eval_mode
+from recipes.losses import entropy
+from recipes.netaug import own_random_numbers
+
+__all__ = ["SCHEMES", "Scheme", "build_scheme", "teacher_stddev"]
+
+SMALL = 64  # pixels; up to here AutoAugment takes the policy for CIFAR-10, above ImageNet's
+Predict = Callable[[Tensor], Tensor]
+
+SCHEMES = {
+    "identity": "x' = x",
+    "flip": "mirrored with probability 1/2",
+    "crop-flip": "padded by an eighth, cropped, and flipped",
+    "cutout": "a square of half the side set to the mean colour",
+    "autoaugment": "AutoAugment's policy",
+    "mixup": "with another image, weights from Beta(1, 1)",
+    "cutmix": "a box of another image, its area from Beta(1, 1)",
+    "cutmixpick": "of two CutMix draws the half with the highest entropy of the teacher",
+    "cutmixpick-student": "the same, of the student",
+}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One scheme, for images of one normalisation.
+
+    Attributes:
+        name: of SCHEMES.
+        mean, std: of the channels, what the images were normalised by.
+        draws: CutMix draws that CutMixPick picks from; it keeps one in `draws` (r = 0.5 for two).
+    """
+
+    name: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    draws: int = 2
+
+    @property
+    def judge(self) -> str | None:
+        """Whose entropy the scheme needs: "teacher", "student" or None."""
+        return {"cutmixpick": "teacher", "cutmixpick-student": "student"}.get(self.name)
+
+    def __call__(
+        self, images: Tensor, generator: torch.Generator, predict: Predict | None = None
+    ) -> Tensor:
+        """x' for a batch x.
+
+        Args:
+            images: (N, C, H, W), normalised.
+            generator: on the CPU.
+            predict: images -> logits of the network that judges, where the scheme needs one.
+
+        Returns:
+            (N, C, H, W), without labels, in no order for CutMixPick.
+        """
+        if self.judge is not None:
+            if predict is None:
+                raise DistillError(
+                    f"{self.name} picks by the {self.judge}'s entropy: give predict."
+                )
+            pool = torch.cat(
+                [_mixed("cutmix", images, None, 1, generator)[0] for _ in range(self.draws)]
+            )
+            return pick(pool, len(images), predict)
+        if self.name in ("mixup", "cutmix"):
+            return _mixed(self.name, images, None, 1, generator)[0]
+        return self._alone(images, generator)
+
+    def labelled(
+        self, images: Tensor, labels: Tensor, num_classes: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """x' and its labels (N, classes), mixed as the images are; without CutMixPick.
+
+        Raises:
+            DistillError: the scheme picks images, which would part them from the rest of the batch.
+        """
+        if self.judge is not None:
+            raise DistillError(
+                f"{self.name} is for images without labels; to train on labels take cutmix."
+            )
+        if self.name in ("mixup", "cutmix"):
+            return _mixed(self.name, images, labels, num_classes, generator)
+        return self._alone(images, generator), nn.functional.one_hot(labels, num_classes).to(
+            images.dtype
+        )
+
+    def _alone(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Every image by itself."""
+        if self.name == "identity":
+            return images.clone()
+        size = tuple(images.shape[-2:])
+        flip = v2.RandomHorizontalFlip()
+        if self.name == "autoaugment":
+            return self._auto_augment(images, generator)
+        transform: Callable[[Tensor], Tensor] = {
+            "flip": flip,
+            "crop-flip": v2.Compose(
+                [v2.RandomCrop(size, padding=max(1, min(size) // 8), fill=0), flip]
+            ),
+            "cutout": v2.RandomErasing(p=1.0, scale=(0.25, 0.25), ratio=(1.0, 1.0)),
+        }[self.name]
+        with own_random_numbers(generator, images.device):
+            return torch.stack([transform(image) for image in images])
+
+    def _auto_augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        if images.shape[1] not in (1, 3):
+            raise DistillError(
+                f"AutoAugment takes 1 or 3 channels, the images have {images.shape[1]}."
+            )
+        small = max(images.shape[-2:]) <= SMALL
+        policy = v2.AutoAugmentPolicy.CIFAR10 if small else v2.AutoAugmentPolicy.IMAGENET
+        transform = v2.AutoAugment(policy)
+        mean, std = (
+            torch.tensor(each, dtype=images.dtype, device=images.device).view(-1, 1, 1)
+            for each in (self.mean, self.std)
+        )
+        pixels = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+        with own_random_numbers(generator, images.device):
+            pixels = torch.stack([transform(image) for image in pixels])
+        return (pixels.to(images.dtype) / 255 - mean) / std
+
+
+def build_scheme(name: str, mean: Sequence[float], std: Sequence[float]) -> Scheme:
+    """The scheme of that name.
+
+    Raises:
+        DistillError: there is none.
+    """
+    if name not in SCHEMES:
+        raise DistillError(f"There is no augmentation {name!r}. {near(name, list(SCHEMES))}")
+    return Scheme(name, tuple(mean), tuple(std))
+
+
+def _mixed(
+    name: str,
+    images: Tensor,
+    labels: Tensor | None,
+    num_classes: int,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """MixUp or CutMix of a shuffled batch, each image with the next."""
+    if len(images) < 2:
+        raise DistillError(f"{name} mixes images: a batch needs at least 2, got {len(images)}.")
+    order = torch.randperm(len(images), generator=generator).to(images.device)
+    if labels is None:
+        labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+    mix = {"mixup": v2.MixUp, "cutmix": v2.CutMix}[name](alpha=1.0, num_classes=num_classes)
+    with own_random_numbers(generator, images.device):
+        return mix(images[order], labels[order])
+
+
+@torch.no_grad()
+def pick(pool: Tensor, count: int, predict: Predict) -> Tensor:
+    """The `count` images of `pool` on which the network that `predict` runs has the highest entropy."""
+    return pool[entropy(predict(pool)).topk(count).indices]
+
+
+# ---------------------------------------------------------------------------------------- T. stddev
+
+
+@torch.no_grad()
+def teacher_means(
+    teacher: nn.Module,
+    loader: Iterable,
+    scheme: Scheme,
+    K: int = 640,  # noqa: N803 (the paper's name)
+    repeats: int = 100,
+    *,
+    generator: torch.Generator | None = None,
+    student: nn.Module | None = None,
+) -> Tensor:
+    """u for each repeat: the mean of the teacher's probabilities over K samples, half x, half x'.
+
+    Args:
+        teacher: images -> logits; runs in eval mode, and is left in the mode it was in.
+        loader: gives (images, labels, ...) batches with the standard augmentation; started again
+            where it ends, so that repeats may exceed an epoch.
+        K: samples of a repeat, even. repeats: how many.
+        generator: of the scheme; seeded with 0 if None.
+        student: judges for `cutmixpick-student`.
+
+    Returns:
+        (repeats, classes), float64, on the CPU.
+    """
+    if K < 2 or K % 2:
+        raise DistillError(f"K counts x and x' alike and must be even and at least 2, got {K}.")
+    if repeats < 2:
+        raise DistillError(f"A standard deviation needs at least 2 repeats, got {repeats}.")
+    if scheme.judge == "student" and student is None:
+        raise DistillError(f"{scheme.name} picks by the student's entropy: give a student.")
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    judge = student if scheme.judge == "student" and student is not None else teacher
+    device = next((p.device for p in teacher.parameters()), torch.device("cpu"))
+    means, total, left = [], torch.zeros(()), K // 2
+    with eval_mode(teacher), eval_mode(judge):
+        while len(means) < repeats:
+            empty = True
+            for images, *_ in loader:
+                empty = False
+                images = images[:left].to(device)
+                if len(images) < 2 and scheme.name not in ("identity", "flip"):
+                    continue  # nothing to mix with
+                both = torch.cat([images, scheme(images, generator, judge)])
+                total = total + teacher(both).double().softmax(1).sum(0).cpu()
+                left -= len(images)
+                if left == 0:
+                    means.append(total / K)
+                    total, left = torch.zeros(()), K // 2
+                    if len(means) == repeats:
+                        break
+            if empty:
+                raise DistillError("The loader gives no batch.")
+    return torch.stack(means)
+
+
+def stddev_of(means: Tensor) -> float:
+    """The standard deviation over repeats of each class's mean probability, a mean over classes.
+
+    Args:
+        means: (repeats, classes), from `teacher_means`.
+    """
+    return means.std(0).mean().item()
+
+
+def interval_of(means: Tensor, *, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """The 95% interval of `stddev_of(means)`, by resampling the repeats.
+
+    The standard deviation of a resample is smaller by sqrt(1 - 1 / repeats), which is put right.
+
+    Source: B. Efron, R. Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    n = len(means)
+    values = torch.stack(
+        [means[torch.randint(n, (n,), generator=generator)].std(0).mean() for _ in range(draws)]
+    ) / math.sqrt(1 - 1 / n)
+    low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
+    return low, high
+
+
+def teacher_stddev(
+    teacher: nn.Module,
+    loader: Iterable,
+    scheme: Scheme,
+    K: int = 640,  # noqa: N803
+    repeats: int = 100,
+    *,
+    generator: torch.Generator | None = None,
+    student: nn.Module | None = None,
+) -> float:
+    """T. stddev of a scheme: the smaller, the better the scheme is said to be for distillation.
+
+    The arguments are those of `teacher_means`.
+
+    Source: as the file, section 3.3, equation 8; K = 640 as in the authors' code (five batches of
+    64, x and x').
+    """
+    return stddev_of(
+        teacher_means(teacher, loader, scheme, K, repeats, generator=generator, student=student)
+    )
