@@ -156,12 +156,13 @@ class Contrast(nn.Module):
     def remember(self, student: Tensor, teacher: Tensor) -> None:
         """Put a batch into the bank in place of its oldest samples; fix Z at the first one."""
         s, t = self.project(student, teacher)
-        self.log_scale.copy_(self._scale(s, t))
+        self.log_scale = self._scale(s, t).to(self.log_scale.dtype)
         length = len(self.student_bank)
         s, t = s[:length], t[:length]
         rows = (int(self.next) + torch.arange(len(s), device=s.device)) % length
-        self.student_bank[rows] = s.to(self.student_bank.dtype)
-        self.teacher_bank[rows] = t.to(self.teacher_bank.dtype)
+        # new tensors: the backward pass of this step still needs the old ones
+        self.student_bank = self.student_bank.index_copy(0, rows, s.to(self.student_bank.dtype))
+        self.teacher_bank = self.teacher_bank.index_copy(0, rows, t.to(self.teacher_bank.dtype))
         self.next.fill_((int(self.next) + len(s)) % length)
 
     @torch.no_grad()

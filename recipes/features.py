@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parallel import DistributedDataParallel
 
 import netaugfx
 from netaugfx.rules import is_leaf
@@ -66,7 +67,7 @@ class Watch:
     def __init__(self, model: nn.Module, names: Iterable[str] = ()):
         self.model, self.names = model, tuple(dict.fromkeys(names))
         self.wide = wide_in(model)
-        self.base = model if self.wide is None else self.wide.base
+        self.base = _unwrapped(model) if self.wide is None else self.wide.base
         self.passes: list[Pass] = []
         self.graphs: list[tuple[tuple[bool, ...], Traced]] = []
         modules = dict(self.base.named_modules())
@@ -285,6 +286,13 @@ def _by_node(names: Iterable[str], places: Mapping[str, fx.Node]) -> dict[fx.Nod
     for name in names:
         wanted.setdefault(find(name, places), []).append(name)
     return wanted
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Without DistributedDataParallel and torch.compile around it."""
+    while isinstance(model, DistributedDataParallel) or hasattr(model, "_orig_mod"):
+        model = model.module if isinstance(model, DistributedDataParallel) else model._orig_mod
+    return model
 
 
 def wide_in(model: nn.Module) -> netaugfx.WideModel | None:

@@ -240,7 +240,7 @@ def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:
         student, teacher: (N, D), D may differ; maps are flattened.
 
     Source: W. Park, D. Kim, Y. Lu, M. Cho, "Relational Knowledge Distillation", CVPR 2019,
-    equations 6 to 9, reduced as in the authors' code.
+    section 3.2.1, reduced as in the authors' code.
     """
     student, teacher = _embeddings("rkd_distance", student, teacher)
     return F.smooth_l1_loss(_pairwise(student), _pairwise(teacher))
@@ -261,7 +261,7 @@ def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
     Args:
         student, teacher: (N, D), D may differ; maps are flattened. Memory grows with N^3.
 
-    Source: as `rkd_distance`, equations 10 to 12.
+    Source: as `rkd_distance`, section 3.2.2.
     """
     student, teacher = _embeddings("rkd_angle", student, teacher)
     return F.smooth_l1_loss(_angles(student), _angles(teacher))
@@ -296,7 +296,7 @@ def correlation(student: Tensor, teacher: Tensor, *, gamma: float = 0.4, order: 
         student, teacher: (N, ...), all but N may differ.
 
     Source: B. Peng et al., "Correlation Congruence for Knowledge Distillation", ICCV 2019,
-    equations 3, 6 and 7.
+    section 3: the congruence loss and the Taylor series of the Gaussian, P = 2.
     """
     student, teacher = _embeddings("correlation", student, teacher)
 
@@ -319,7 +319,7 @@ def probabilistic(student: Tensor, teacher: Tensor) -> Tensor:
         student, teacher: (N, ...), all but N may differ.
 
     Source: N. Passalis, A. Tefas, "Learning Deep Representations with Probabilistic Knowledge
-    Transfer", ECCV 2018, equations 3 to 6; a sample may pick itself and the mean is over N x N,
+    Transfer", ECCV 2018, section 3; a sample may pick itself and the mean is over N x N,
     as in the authors' code.
     """
     student, teacher = _embeddings("probabilistic", student, teacher)

@@ -114,14 +114,15 @@ class Term(nn.Module):
         pair = student[self.student], teacher[self.teacher]
         if self.adapter is None:
             return self.kind.loss(*pair)
-        if isinstance(self.adapter, Contrast):
-            return self.adapter(*pair)
-        return self.kind.loss(*self.adapter(*pair))
+        dtype = next(self.adapter.parameters()).dtype  # features may come from under autocast
+        adapted = self.adapter(*(each.to(dtype) for each in pair))
+        return adapted if isinstance(self.adapter, Contrast) else self.kind.loss(*adapted)
 
     def remember(self, student: Pass, teacher: Pass) -> None:
         """After a step: let a memory bank take up its samples."""
         if isinstance(self.adapter, Contrast) and self.student and self.teacher:
-            self.adapter.remember(student[self.student], teacher[self.teacher])
+            dtype = self.adapter.student.weight.dtype
+            self.adapter.remember(student[self.student].to(dtype), teacher[self.teacher].to(dtype))
 
 
 def build_terms(

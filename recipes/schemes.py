@@ -81,31 +81,11 @@ class Scheme:
                 raise DistillError(
                     f"{self.name} picks by the {self.judge}'s entropy: give predict."
                 )
-            pool = torch.cat(
-                [_mixed("cutmix", images, None, 1, generator)[0] for _ in range(self.draws)]
-            )
+            pool = torch.cat([_mixed("cutmix", images, generator) for _ in range(self.draws)])
             return pick(pool, len(images), predict)
         if self.name in ("mixup", "cutmix"):
-            return _mixed(self.name, images, None, 1, generator)[0]
+            return _mixed(self.name, images, generator)
         return self._alone(images, generator)
-
-    def labelled(
-        self, images: Tensor, labels: Tensor, num_classes: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """x' and its labels (N, classes), mixed as the images are; without CutMixPick.
-
-        Raises:
-            DistillError: the scheme picks images, which would part them from the rest of the batch.
-        """
-        if self.judge is not None:
-            raise DistillError(
-                f"{self.name} is for images without labels; to train on labels take cutmix."
-            )
-        if self.name in ("mixup", "cutmix"):
-            return _mixed(self.name, images, labels, num_classes, generator)
-        return self._alone(images, generator), nn.functional.one_hot(labels, num_classes).to(
-            images.dtype
-        )
 
     def _alone(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Every image by itself."""
@@ -154,22 +134,15 @@ def build_scheme(name: str, mean: Sequence[float], std: Sequence[float]) -> Sche
     return Scheme(name, tuple(mean), tuple(std))
 
 
-def _mixed(
-    name: str,
-    images: Tensor,
-    labels: Tensor | None,
-    num_classes: int,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
+def _mixed(name: str, images: Tensor, generator: torch.Generator) -> Tensor:
     """MixUp or CutMix of a shuffled batch, each image with the next."""
     if len(images) < 2:
         raise DistillError(f"{name} mixes images: a batch needs at least 2, got {len(images)}.")
     order = torch.randperm(len(images), generator=generator).to(images.device)
-    if labels is None:
-        labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-    mix = {"mixup": v2.MixUp, "cutmix": v2.CutMix}[name](alpha=1.0, num_classes=num_classes)
+    no_labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+    mix = {"mixup": v2.MixUp, "cutmix": v2.CutMix}[name](alpha=1.0, num_classes=1)
     with own_random_numbers(generator, images.device):
-        return mix(images[order], labels[order])
+        return mix(images[order], no_labels)[0]
 
 
 @torch.no_grad()
@@ -250,7 +223,7 @@ def interval_of(means: Tensor, *, draws: int = 1000, seed: int = 0) -> tuple[flo
 
     The standard deviation of a resample is smaller by sqrt(1 - 1 / repeats), which is put right.
 
-    Source: B. Efron, R. Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3.
+    Source: B. Efron, R. Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
     """
     generator = torch.Generator().manual_seed(seed)
     n = len(means)
@@ -275,7 +248,7 @@ def teacher_stddev(
 
     The arguments are those of `teacher_means`.
 
-    Source: as the file, section 3.3, equation 8; K = 640 as in the authors' code (five batches of
+    Source: as the file, section 3; K = 640 as in the authors' code (five batches of
     64, x and x').
     """
     return stddev_of(

@@ -96,9 +96,7 @@ class FrozenTeacher(nn.Module):
             for row, index in enumerate(missing):
                 found[keys[index]] = {name: value[row].cpu() for name, value in values.items()}
         for key in keys:
-            found.setdefault(key, self.cache.get(key, {}))
-        for key, values in found.items():
-            self.cache[key] = values
+            self.cache[key] = found[key] = found.get(key) or self.cache[key]
             self.cache.move_to_end(key)
         while len(self.cache) > self.cache_length:
             self.cache.popitem(last=False)
