@@ -28,6 +28,7 @@ from recipes.netaug import own_random_numbers
 __all__ = ["SCHEMES", "Scheme", "build_scheme", "teacher_stddev"]
 
 SMALL = 64  # pixels; up to here AutoAugment takes the policy for CIFAR-10, above ImageNet's
+ALONE = ("identity", "flip", "crop-flip", "cutout", "autoaugment")  # each image by itself
 Predict = Callable[[Tensor], Tensor]
 
 SCHEMES = {
@@ -74,7 +75,7 @@ class Scheme:
             predict: images -> logits of the network that judges, where the scheme needs one.
 
         Returns:
-            (N, C, H, W), without labels, in no order for CutMixPick.
+            (N, C, H, W), without labels; x' of one index need not be of that image.
         """
         if self.judge is not None:
             if predict is None:
@@ -148,7 +149,7 @@ def _mixed(name: str, images: Tensor, generator: torch.Generator) -> Tensor:
 @torch.no_grad()
 def pick(pool: Tensor, count: int, predict: Predict) -> Tensor:
     """The `count` images of `pool` on which the network that `predict` runs has the highest entropy."""
-    return pool[entropy(predict(pool)).topk(count).indices]
+    return pool[entropy(predict(pool)).topk(count).indices.sort().values]
 
 
 # ---------------------------------------------------------------------------------------- T. stddev
@@ -190,22 +191,21 @@ def teacher_means(
     means, total, left = [], torch.zeros(()), K // 2
     with eval_mode(teacher), eval_mode(judge):
         while len(means) < repeats:
-            empty = True
+            before = len(means), left
             for images, *_ in loader:
-                empty = False
-                images = images[:left].to(device)
-                if len(images) < 2 and scheme.name not in ("identity", "flip"):
+                if len(images) < 2 and scheme.name not in ALONE:
                     continue  # nothing to mix with
-                both = torch.cat([images, scheme(images, generator, judge)])
+                images = images.to(device)
+                both = torch.cat([images[:left], scheme(images, generator, judge)[:left]])
                 total = total + teacher(both).double().softmax(1).sum(0).cpu()
-                left -= len(images)
-                if left == 0:
+                left -= len(both) // 2
+                if left == 0:  # what is left of the batch is not used
                     means.append(total / K)
                     total, left = torch.zeros(()), K // 2
                     if len(means) == repeats:
                         break
-            if empty:
-                raise DistillError("The loader gives no batch.")
+            if (len(means), left) == before:
+                raise DistillError(f"The loader gives no batch that {scheme.name} can work on.")
     return torch.stack(means)
 
 
