@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from recipes.distill_config import ONLINE, Distillation
+
 NETAUG_ONLY = ("factor", "diversity", "alpha", "samples", "kinds", "keep")
 
 
@@ -21,7 +23,7 @@ class TrainConfig:
     num_classes: int | None = None  # None: from the data, as the two below
     channels: int | None = None
     image_size: int | None = None  # pixels
-    method: str = "baseline"  # or "netaug"
+    method: str = "baseline"  # or "netaug", or "sandwich"
     factor: Any = 3.0  # widest subnet over base (the paper's r); or by kind, {"stream": 3, ...}
     diversity: Any = 2  # steps from the base to the widest (the paper's s); or by kind
     alpha: float = 1.0  # weight of the augmented loss (the paper's value)
@@ -39,9 +41,18 @@ class TrainConfig:
     warmup_epochs: int = 0
     smoothing: float = 0.1  # label smoothing (the paper's value)
     seed: int = 0  # of weights, order, augmentation and sampling
+    distill: Distillation | None = None  # who teaches what; None: nobody
+
+    @property
+    def grows(self) -> bool:
+        """Whether the model is widened."""
+        by_itself = self.distill is not None and self.distill.teacher in ONLINE
+        return self.method in ("netaug", "sandwich") or by_itself
 
     def identity(self) -> dict[str, Any]:
         """The fields that make the run what it is, as JSON; the baseline has no widths."""
         fields = dataclasses.asdict(self)
-        left_out = () if self.method == "netaug" else NETAUG_ONLY
+        left_out = () if self.grows else NETAUG_ONLY
+        if self.distill is None:
+            del fields["distill"]
         return {name: value for name, value in fields.items() if name not in left_out}

@@ -137,6 +137,11 @@ class DistillTask(TrainingTask):
         """The student, as the inner task holds it."""
         return self.inner.trainable_module
 
+    def wrap(self, student: nn.Module) -> None:
+        """Put the student, wrapped for many ranks or compiled, in the place of the plain one."""
+        self.inner.trainable_module = student
+        self.watch = Watch(student, self.watch.names)
+
     def get_trainable_module(self, ema: bool = False) -> nn.Module | None:
         """The student."""
         return self.inner.get_trainable_module(ema=ema)
@@ -256,7 +261,7 @@ class DistillTask(TrainingTask):
                 "leave out feature, fitnet, variational and contrastive."
             )
         self.inner.prepare_distributed(device_ids, **ddp_kwargs)
-        self.watch = Watch(self.trainable_module, self.watch.names)
+        self.wrap(self.inner.trainable_module)
         return self
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 import netaugfx
 from netaugfx.errors import InputError
+from recipes.distill_config import ONLINE
 from recipes.errors import DistillError
 from recipes.features import Pass, Watch, eval_mode, look, wide_in
-
-ONLINE = ("widest", "sampled")
 
 
 class FrozenTeacher(nn.Module):
