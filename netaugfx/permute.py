@@ -252,3 +252,35 @@ def _move_average(ema: nn.Module, grown: Sequence[Grown], plan: Plan, orders: Or
         else:
             part, _ = each.reordered(each.whole(tensors[each.name], each.blocks))
             tensors[each.name].copy_(part)
+
+
+def read_magnitudes(plan: Plan, base: nn.Module, rooms: Rooms) -> dict[str, Tensor]:
+    """Return how strongly each channel is read: the L1 norm of the weights that read it, in the widest subnet.
+
+    Returns:
+        Width name -> float64 (n,), n its largest size; widths that no layer reads are left out.
+    """
+    every = {w.name: list(range(plan.max_config[w.name])) for w in plan.widths}
+    found: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for each in _grown(plan, base, rooms, every):
+            for axis in plan.contracted.get(each.name, ()):
+                if axis not in each.places:
+                    continue
+                whole = each.whole(each.tensor, each.blocks).abs().double()
+                sums = whole.sum([d for d in range(whole.dim()) if d != axis]).cpu()
+                at = 0
+                for segment in each.form.axes[axis]:
+                    n = size((segment,), plan.max_config)
+                    k = next((k for k, f in enumerate(segment) if isinstance(f, str)), None)
+                    if k is not None:
+                        name = str(segment[k])
+                        lengths = [
+                            prod(int(f) for f in fs) for fs in (segment[:k], segment[k + 1 :])
+                        ]
+                        own = sums[at : at + n].reshape(
+                            lengths[0], plan.max_config[name], lengths[1]
+                        )
+                        found[name] = found.get(name, 0) + own.sum((0, 2))
+                    at += n
+    return found
