@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from timm.task import TrainingTask
 from torch import Tensor, nn
 
 from recipes.augment import normalisation
 from recipes.config import TrainConfig
 from recipes.data import Data
-from recipes.distill import DistillTask, SandwichTask
+from recipes.distill import DistillTask
 from recipes.distill_config import ONLINE, Distillation
 from recipes.errors import DistillError
 from recipes.models import build_model, check_logits
@@ -41,6 +42,8 @@ def teach(inner: TrainingTask, config: TrainConfig, data: Data, images: Tensor) 
         raise DistillError("In the sandwich rule the widest subnet teaches: leave out --teacher.")
     smallest = min(config.batch_size, len(data.train))
     check_batch(distill.objectives, smallest)
+    with torch.random.fork_rng(devices=[]):  # a teacher's fresh weights are drawn beside the run
+        teacher = build_teacher(distill, inner.trainable_module, data, images)
     labels, weights = distill.labels, dict(distill.weights)
     if labels is None:
         labels = 1.0
@@ -53,7 +56,7 @@ def teach(inner: TrainingTask, config: TrainConfig, data: Data, images: Tensor) 
             raise DistillError(f"{scheme.name} needs a batch of at least 2, got {smallest}.")
     return DistillTask(
         inner,
-        build_teacher(distill, inner.trainable_module, data, images),
+        teacher,
         distill.objectives,
         images,
         labels=labels,
@@ -149,20 +152,22 @@ def teacher_digest(distill: Distillation | None) -> str | None:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def build_sandwich(model: nn.Module, criterion: nn.Module, config: TrainConfig) -> SandwichTask:
-    """The sandwich rule of a run."""
-    return SandwichTask(
-        model, criterion, samples=config.samples, kinds=config.kinds, seed=config.seed
-    )
+def rewrapped(task: TrainingTask, model: nn.Module, accelerator: Accelerator) -> TrainingTask:
+    """Put the student, as it was prepared for ranks and device, in the place of the plain one.
 
-
-def rewrapped(task: TrainingTask, model: nn.Module, device: torch.device) -> TrainingTask:
-    """Put the student, as it was prepared for ranks and device, in the place of the plain one."""
+    Raises:
+        DistillError: something is learnt beside the student, in more than one process.
+    """
+    if accelerator.num_processes > 1 and own_parameters(task):
+        raise DistillError(
+            "Objectives with learnt parts train in one process; "
+            "leave out feature, fitnet, variational and contrastive."
+        )
     if isinstance(task, DistillTask):
         task.wrap(model)
     else:
         task.trainable_module = model
-    return task.to(device)
+    return task.to(accelerator.device)
 
 
 def own_parameters(task: TrainingTask) -> list[nn.Parameter]:
