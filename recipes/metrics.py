@@ -72,7 +72,8 @@ def measure(
     if count == 0:
         raise RunError("There is no image to evaluate on.")
     matrix = confusion.compute().cpu()
-    percent = {name: 100.0 * float(value) for name, value in metrics.compute().items()}
+    computed = metrics.compute()
+    percent = {name: 100.0 * float(computed[name]) for name in scores}
     return {
         "images": count,
         "loss": loss / count,

@@ -56,10 +56,10 @@ def open_run(path: Path) -> KeptRun:
         raise RunError(f"{file} does not read as a run's configuration ({error}).") from error
 
 
-def data_of(run: KeptRun, spec: str | None = None) -> Data:
+def data_of(run: KeptRun, spec: str | None = None, *, download: bool = False) -> Data:
     """The run's data, or those of `spec` read for its model."""
     shape = {name: run.described[name] for name in ("num_classes", "channels", "image_size")}
-    return load_data(spec or run.config.data, **shape)
+    return load_data(spec or run.config.data, **shape, download=download)
 
 
 def untrained(run: KeptRun) -> nn.Module:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
@@ -124,6 +125,13 @@ class Scheme:
         return (pixels.to(images.dtype) / 255 - mean) / std
 
 
+def normalisation(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation that images are normalised by: ImageNet's for colour, else 0.5."""
+    if channels == 3:
+        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    return (0.5,) * channels, (0.5,) * channels
+
+
 def build_scheme(name: str, mean: Sequence[float], std: Sequence[float]) -> Scheme:
     """The scheme of that name.
 
@@ -159,7 +167,7 @@ def pick(pool: Tensor, count: int, predict: Predict) -> Tensor:
 def teacher_means(
     teacher: nn.Module,
     loader: Iterable,
-    scheme: Scheme,
+    scheme: Scheme | str,
     K: int = 640,  # noqa: N803 (the paper's name)
     repeats: int = 100,
     *,
@@ -172,6 +180,7 @@ def teacher_means(
         teacher: images -> logits; runs in eval mode, and is left in the mode it was in.
         loader: gives (images, labels, ...) batches with the standard augmentation; started again
             where it ends, so that repeats may exceed an epoch.
+        scheme: or its name, for images normalised as `normalisation` says.
         K: samples of a repeat, even. repeats: how many.
         generator: of the scheme; seeded with 0 if None.
         student: judges for `cutmixpick-student`.
@@ -183,6 +192,9 @@ def teacher_means(
         raise DistillError(f"K counts x and x' alike and must be even and at least 2, got {K}.")
     if repeats < 2:
         raise DistillError(f"A standard deviation needs at least 2 repeats, got {repeats}.")
+    if isinstance(scheme, str):
+        images = next((batch[0] for batch in loader), torch.empty(0, 3))
+        scheme = build_scheme(scheme, *normalisation(images.shape[1]))
     if scheme.judge == "student" and student is None:
         raise DistillError(f"{scheme.name} picks by the student's entropy: give a student.")
     generator = torch.Generator().manual_seed(0) if generator is None else generator
@@ -237,7 +249,7 @@ def interval_of(means: Tensor, *, draws: int = 1000, seed: int = 0) -> tuple[flo
 def teacher_stddev(
     teacher: nn.Module,
     loader: Iterable,
-    scheme: Scheme,
+    scheme: Scheme | str,
     K: int = 640,  # noqa: N803
     repeats: int = 100,
     *,

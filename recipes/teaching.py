@@ -54,7 +54,7 @@ def teach(inner: TrainingTask, config: TrainConfig, data: Data, images: Tensor) 
         scheme = build_scheme(distill.scheme, *normalisation(data.channels))
         if smallest < 2 and scheme.name not in ("identity", "flip"):
             raise DistillError(f"{scheme.name} needs a batch of at least 2, got {smallest}.")
-    return DistillTask(
+    task = DistillTask(
         inner,
         teacher,
         distill.objectives,
@@ -66,6 +66,12 @@ def teach(inner: TrainingTask, config: TrainConfig, data: Data, images: Tensor) 
         scheme=scheme,
         seed=config.seed,
     )
+    if config.sort and task.own_parameters():
+        raise DistillError(
+            "Sorting channels would move them away from the objectives' learnt parts: leave out "
+            "--sort, or feature, fitnet, variational and contrastive."
+        )
+    return task
 
 
 def build_teacher(

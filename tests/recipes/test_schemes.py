@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from recipes import augment
 from recipes.errors import DistillError
 from recipes.losses import entropy
 from recipes.schemes import (
@@ -222,6 +223,8 @@ def test_teacher_stddev_by_hand() -> None:
     u = [[statistics.mean(sample[c] for sample in each) for c in range(3)] for each in rows]
     per_class = [statistics.stdev(each[c] for each in u) for c in range(3)]
     assert found == pytest.approx(statistics.mean(per_class), rel=1e-5)
+    named = augment.teacher_stddev(teacher, loader, "cutmix", K=8, repeats=4, generator=seeded(2))
+    assert named == found
 
 
 def test_teacher_stddev_shrinks_with_the_samples() -> None:
