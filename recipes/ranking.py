@@ -101,7 +101,7 @@ def rank(
         )
         low, high = interval_of(means)
         rows.append({"scheme": scheme.name, "stddev": stddev_of(means), "interval": [low, high]})
-        console.print(f"{scheme.name}: {rows[-1]['stddev']:.5f}", highlight=False)
+        console.print(f"{scheme.name}: {rows[-1]['stddev']:.3g}", highlight=False)
     rows.sort(key=lambda row: row["stddev"])
     out.mkdir(parents=True, exist_ok=True)
     settings = {"teacher": name, "K": samples, "repeats": repeats, "seed": seed}
@@ -114,8 +114,8 @@ def rank(
         low, high = row["interval"]
         table.add_row(
             row["scheme"],
-            f"{row['stddev']:.5f}",
-            f"{low:.5f} to {high:.5f}",
+            f"{row['stddev']:.3g}",
+            f"{low:.3g} to {high:.3g}",
             SCHEMES[row["scheme"]],
         )
     console.print(table)

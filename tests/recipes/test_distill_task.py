@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -413,6 +414,36 @@ def test_the_memory_bank_is_bounded_and_first_in_first_out() -> None:
     scale = contrast.log_scale.clone()
     contrast.remember(torch.randn(9, 3), torch.randn(9, 5))  # more than it holds
     assert torch.equal(contrast.log_scale, scale)
+
+
+@pytest.fixture
+def one_process_group() -> Iterator[None]:
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process_group")
+@pytest.mark.parametrize("online", [False, True])
+def test_distributed_data_parallel(
+    online: bool, wide: netaugfx.WideModel, teacher: nn.Module, batch: Batch
+) -> None:
+    def task_of(student: netaugfx.WideModel) -> DistillTask:
+        by: Any = OnlineTeacher(student) if online else FrozenTeacher(teacher)
+        return DistillTask(NetAugTask(student, F.cross_entropy), by, ["kd", "rkd"], batch[0])
+
+    alone, spread = task_of(copy.deepcopy(wide)), task_of(wide).prepare_distributed()
+    for _ in range(2):
+        one, two = alone(*batch), spread(*batch)
+        one["loss"].backward()
+        two["loss"].backward()
+        for name in one:
+            assert torch.allclose(one[name], two[name], rtol=1e-10), name
+        assert_close(gradients(wide), gradients(alone.inner.wide))
+    learns = DistillTask(NetAugTask(wide), OnlineTeacher(wide), ["fitnet"], batch[0])
+    with pytest.raises(DistillError, match="learnt parts train in one process"):
+        learns.prepare_distributed()
 
 
 def test_sandwich(wide: netaugfx.WideModel, batch: Batch) -> None:
