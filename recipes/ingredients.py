@@ -17,10 +17,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import netaugfx
 from recipes.config import TrainConfig
 from recipes.data import Data, near
-from recipes.distill import SandwichTask
 from recipes.errors import RunError
 from recipes.models import build_model
 from recipes.netaug import NetAugTask, Sampler
+from recipes.sandwich import SandwichTask
 
 
 def fresh_model(config: TrainConfig, data: Data, pretrained: bool | None = None) -> nn.Module:

@@ -16,11 +16,12 @@ import netaugfx
 from netaugfx.errors import InputError
 from recipes import losses
 from recipes.adapters import Contrast
-from recipes.distill import DistillTask, SandwichTask
+from recipes.distill import DistillTask
 from recipes.errors import DistillError
 from recipes.features import Watch
 from recipes.netaug import NetAugTask
 from recipes.objectives import KINDS, check_batch, expand
+from recipes.sandwich import SandwichTask
 from recipes.schemes import build_scheme
 from recipes.teachers import FrozenTeacher, OnlineTeacher
 from recipes.tiny import tiny_mobilenet
