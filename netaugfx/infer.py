@@ -54,8 +54,9 @@ def infer(
         solver.check()
         names = {v: name for name, v in solver.seeds.items()}
         return plan, [_named(typing, names) for typing in typings]
-    solver.keep(keep, traces[0].root)
     solver.require_makers()
+    solver.choose()
+    solver.keep(keep, traces[0].root)
     names = solver.names()
     by_name = {name: v for v, name in names.items()}
     for name, reason in pins.items():

@@ -200,7 +200,7 @@ class Op:
         self.counts: dict[Path, OpenAxis] = {}
         self.summed: list[tuple[str, int]] = []
         self.filled: dict[str, float] = {}
-        self.layers: list[tuple[str, int]] = []
+        self.layers: list[tuple[str | None, OpenAxis]] = []
         self.mixes = False
         self.in_order: list[OpenAxis] = []
         self.extra: dict[str, Any] = {}
@@ -271,8 +271,7 @@ class Op:
 
     def layer(self, weight: Typed, axis: int = 0) -> None:
         """Say that this is a convolution or linear layer with output channels on this axis of `weight`."""
-        if weight.name is not None:
-            self.layers.append((weight.name, axis))
+        self.layers.append((weight.name, weight.axes[axis]))
 
     def mixed(self, *axes: OpenAxis) -> None:
         """Say that every element of the result depends on all elements of these axes, new ones included.
