@@ -70,7 +70,7 @@ def train(
     # its two passes would overwrite what the backward pass still needs.
     ranks = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
     accelerator = Accelerator(
-        cpu=device == "cpu",
+        cpu=device == "cpu" or (device == "auto" and not torch.accelerator.is_available()),
         kwargs_handlers=[ranks],
         gradient_accumulation_steps=config.accumulate,
         mixed_precision=config.precision,
@@ -229,7 +229,7 @@ def finish(run: Run, history: list[dict[str, Any]]) -> dict[str, Any]:
         "epochs": len(history),
         "parameters": sum(parameter.numel() for parameter in untouched.parameters()),
         "seconds": round(sum(line["seconds"] for line in history), 3),
-        "device": str(accelerator.device),
+        "device": accelerator.device.type,
     }
     if accelerator.is_main_process:
         write_json(directory.result, result)
