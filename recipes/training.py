@@ -86,6 +86,8 @@ def train(
     main = accelerator.is_main_process
     if main:
         directory.check(identity, resume)
+    else:
+        console = Console(quiet=True)
     run = set_up(config, data, directory, accelerator, console, cadence or Cadence(), workers)
     with directory.locked() if main else nullcontext():
         if main:
