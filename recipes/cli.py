@@ -1,4 +1,4 @@
-"""The command line: `netaugfx` train, distill, evaluate, rank-augmentations and inspect.
+"""The command line: `netaugfx` train, distill, evaluate, rank-augmentations, inspect, diagnose, report.
 
 Exit codes: 0 done; 2 bad input, told in one line; 130 stopped by Ctrl-C.
 """
@@ -127,6 +127,23 @@ def _inspect(options: argparse.Namespace) -> None:
     print_inspection(inspection, as_json=options.json)
 
 
+def _diagnose(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from recipes.diagnose import diagnose, print_diagnosis
+
+    print_diagnosis(diagnose(options.run_directory), Console(), as_json=options.json)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from recipes.checkpoint import write_atomically
+    from recipes.report import report, runs_in
+
+    page = report([run for path in options.runs for run in runs_in(path)])
+    write_atomically(options.out, page.encode())
+    print(f"{options.out}: {len(page.encode()):,} bytes")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="netaugfx", description="Train tiny CNNs inside wider ones (NetAug)."
@@ -164,6 +181,28 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE.svg",
         help="draw the network: layers that grow together in one colour",
+    )
+
+    diagnose = commands.add_parser(
+        "diagnose", help="say whether a baseline underfits, and whether NetAug can help it"
+    )
+    diagnose.set_defaults(run=_diagnose)
+    diagnose.add_argument(
+        "run_directory", type=Path, metavar="RUN", help="directory of a baseline's run"
+    )
+    diagnose.add_argument("--json", action="store_true", help="print JSON")
+
+    report = commands.add_parser(
+        "report",
+        help="write runs as one HTML page",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    report.set_defaults(run=_report)
+    report.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="directories of runs or of comparisons"
+    )
+    report.add_argument(
+        "--out", type=Path, default=Path("report.html"), metavar="FILE", help="the page to write"
     )
     return parser
 

@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 Metrics = Sequence[Mapping[str, Any]]  # of one run, a line for each epoch
 
@@ -18,11 +18,11 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def draw_curves(path: Path, runs: Mapping[str, Sequence[Metrics]]) -> None:
+def draw_curves(to: Path | IO[str], runs: Mapping[str, Sequence[Metrics]]) -> None:
     """Draw training and validation accuracy of each arm: its seeds thin, their mean thick.
 
     Args:
-        path: the picture to write; its suffix says as what.
+        to: the picture to write, its suffix says as what; or an open file, which gets SVG.
         runs: arm -> metrics of each of its seeds; empty ones are left out.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -56,7 +56,7 @@ def draw_curves(path: Path, runs: Mapping[str, Sequence[Metrics]]) -> None:
     figure.axes[0].set_ylabel("top-1 (%)")
     if figure.axes[0].get_legend_handles_labels()[0]:
         figure.axes[0].legend()
-    figure.savefig(path, dpi=120)
+    figure.savefig(to, dpi=120, format=None if isinstance(to, Path) else "svg")
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:

@@ -71,7 +71,7 @@ def train(
     # its two passes would overwrite what the backward pass still needs.
     ranks = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
     accelerator = Accelerator(
-        cpu=device == "cpu",
+        cpu=device == "cpu" or (device == "auto" and not torch.accelerator.is_available()),
         kwargs_handlers=[ranks],
         gradient_accumulation_steps=config.accumulate,
         mixed_precision=config.precision,
@@ -89,6 +89,8 @@ def train(
     main = accelerator.is_main_process
     if main:
         directory.check(identity, resume)
+    else:
+        console = Console(quiet=True)
     run = set_up(config, data, directory, accelerator, console, cadence or Cadence(), workers)
     with directory.locked() if main else nullcontext():
         if main:
@@ -233,7 +235,7 @@ def finish(run: Run, history: list[dict[str, Any]]) -> dict[str, Any]:
         "epochs": len(history),
         "parameters": sum(parameter.numel() for parameter in untouched.parameters()),
         "seconds": round(sum(line["seconds"] for line in history), 3),
-        "device": str(accelerator.device),
+        "device": accelerator.device.type,
     }
     if accelerator.is_main_process:
         write_json(directory.result, result)

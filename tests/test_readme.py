@@ -67,7 +67,10 @@ def test_the_readme_loop_trains_the_model_that_it_started_with() -> None:
     assert model.get_buffer("bn1.num_batches_tracked") == len(namespace["loader"])
 
 
-COMMANDS = ("train", "distill", "rank-augmentations", "evaluate", "inspect")
+COMMANDS = (
+    *("train", "distill", "rank-augmentations", "evaluate"),
+    *("inspect", "diagnose", "report"),
+)
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 
 
@@ -96,7 +99,7 @@ def test_commands_shown_use_options_that_exist() -> None:
     shown = [
         line.strip()
         for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-        for line in page.read_text().splitlines()
+        for line in page.read_text().replace("\\\n", " ").splitlines()
         if line.startswith("    netaugfx ") and "COMMAND" not in line
     ]
     assert shown
