@@ -107,6 +107,8 @@ class DistillTask(TrainingTask):
                 "add kd to the objectives."
             )
         if isinstance(teacher, OnlineTeacher):
+            if self.scheme is not None and teacher.which == "sampled":
+                raise DistillError("On a second view the widest teaches, not a sampled subnet.")
             if wide_in(student) is not teacher.wide:
                 raise InputError("The subnet that teaches belongs to another WideModel.")
             if teacher.which == "sampled":

@@ -321,6 +321,20 @@ def look(model: nn.Module, names: Sequence[str], images: Tensor) -> dict[str, tu
     return {name: tuple(watch.passes[0][name].shape) for name in names}
 
 
+@torch.no_grad()
+def base_features_in_graph(
+    wide: netaugfx.WideModel, names: Sequence[str], images: Tensor
+) -> dict[str, Tensor]:
+    """The base's features as they are found in the graph that subnets run, in eval mode."""
+    found: dict[str, Any] = {}
+    program, inputs = wide.program((images,), {})
+    wanted = _by_node(names, places_in(program.graph))
+    bound = wide.bound(program, wide.base_config)
+    reader = _Reader(wide.base, None, wanted, found.__setitem__, program.graph)
+    reader.run(bound, *inputs.tensors)
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+
 def _runs(module: nn.Module) -> bool:
     return type(module).forward is not nn.Module.forward
 

@@ -83,7 +83,8 @@ def soft(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float =
     """t^2 KL(p_t / t, p_s / t): how far the student's softened output is from the teacher's.
 
     Args:
-        student_logits, teacher_logits: (N, classes).
+        student_logits: (N, classes).
+        teacher_logits: likewise.
         temperature: t, above 0; t^2 keeps the gradient's size.
 
     Source: G. Hinton, O. Vinyals, J. Dean, "Distilling the Knowledge in a Neural Network", 2015,
@@ -107,9 +108,11 @@ def kd(
     """(1 - a) CE(y, p_s) + a t^2 KL(p_t / t, p_s / t), a mean over the batch.
 
     Args:
-        student_logits, teacher_logits: (N, classes).
+        student_logits: (N, classes).
+        teacher_logits: likewise.
         target: labels (N,), or probabilities (N, classes).
-        temperature: t. alpha: a, between 0 and 1.
+        temperature: t.
+        alpha: a, between 0 and 1.
 
     Source: as `soft`; a = 0.9 and t = 4 as in Y. Tian, D. Krishnan, P. Isola, "Contrastive
     Representation Distillation", ICLR 2020, section 4.
@@ -134,7 +137,8 @@ def feature(student: Tensor, teacher: Tensor) -> Tensor:
     """|| T / |T|_2 - r(S) / |r(S)|_2 ||_1 of each sample's whole map, a mean over the batch.
 
     Args:
-        student: r(S), after the regressor, of the teacher's shape. teacher: (N, C, H, W) or (N, D).
+        student: r(S), after the regressor, of the teacher's shape.
+        teacher: (N, C, H, W) or (N, D).
 
     Source: S. Park, K. Yoo, N. Kwak, "On the Orthogonality of Knowledge Distillation with Other
     Techniques", 2020, equation 2.
@@ -150,7 +154,8 @@ def fitnet(student: Tensor, teacher: Tensor) -> Tensor:
     """The mean squared difference of the hint T and the regressed guided map r(S).
 
     Args:
-        student: r(S), after the regressor, of the teacher's shape. teacher: (N, C, H, W) or (N, D).
+        student: r(S), after the regressor, of the teacher's shape.
+        teacher: (N, C, H, W) or (N, D).
 
     Source: A. Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, equation 3.
     Deviation: a mean over all entries instead of half their sum.
@@ -166,7 +171,8 @@ def attention(student: Tensor, teacher: Tensor) -> Tensor:
     The larger map is averaged down to the smaller one.
 
     Args:
-        student, teacher: (N, C, H, W); C, H and W may differ.
+        student: (N, C, H, W); C, H and W may differ.
+        teacher: likewise.
 
     Source: S. Zagoruyko, N. Komodakis, "Paying More Attention to Attention", ICLR 2017, equation
     2, p = 2, reduced as in the authors' code.
@@ -237,7 +243,8 @@ def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:
     psi_D(x_i, x_j) = |x_i - x_j|_2 / mu. A batch of one sample has no pair: the loss is 0.
 
     Args:
-        student, teacher: (N, D), D may differ; maps are flattened.
+        student: (N, D), D may differ; maps are flattened.
+        teacher: likewise.
 
     Source: W. Park, D. Kim, Y. Lu, M. Cho, "Relational Knowledge Distillation", CVPR 2019,
     section 3.2.1, reduced as in the authors' code.
@@ -259,7 +266,8 @@ def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
     psi_A(x_i, x_j, x_k) = cos of the angle at x_j. Fewer than three samples form no angle: 0.
 
     Args:
-        student, teacher: (N, D), D may differ; maps are flattened. Memory grows with N^3.
+        student: (N, D), D may differ; maps are flattened. Memory grows with N^3.
+        teacher: likewise.
 
     Source: as `rkd_distance`, section 3.2.2.
     """
@@ -272,7 +280,8 @@ def similarity(student: Tensor, teacher: Tensor) -> Tensor:
     """|| G_T - G_S ||_F^2 / N^2 for G = Q Q^T with rows of length 1, Q the flattened features.
 
     Args:
-        student, teacher: (N, ...), all but N may differ.
+        student: (N, ...), all but N may differ.
+        teacher: likewise.
 
     Source: F. Tung, G. Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, equations
     1 to 4.
@@ -293,7 +302,8 @@ def correlation(student: Tensor, teacher: Tensor, *, gamma: float = 0.4, order: 
     `order`, for features of length 1.
 
     Args:
-        student, teacher: (N, ...), all but N may differ.
+        student: (N, ...), all but N may differ.
+        teacher: likewise.
 
     Source: B. Peng et al., "Correlation Congruence for Knowledge Distillation", ICCV 2019,
     section 3: the congruence loss and the Taylor series of the Gaussian, P = 2.
@@ -316,7 +326,8 @@ def probabilistic(student: Tensor, teacher: Tensor) -> Tensor:
     p(j | i) = K(x_i, x_j) / sum_j K(x_i, x_j), K = (cosine + 1) / 2.
 
     Args:
-        student, teacher: (N, ...), all but N may differ.
+        student: (N, ...), all but N may differ.
+        teacher: likewise.
 
     Source: N. Passalis, A. Tefas, "Learning Deep Representations with Probabilistic Knowledge
     Transfer", ECCV 2018, section 3; a sample may pick itself and the mean is over N x N,
@@ -350,9 +361,11 @@ def contrastive(
     over the batch; written with softplus, so that no exponential overflows.
 
     Args:
-        student, teacher: (N, D), projected; rows are brought to length 1 here.
-        student_bank, teacher_bank: (K, D) of length 1, negatives for the teacher's and the
-            student's anchors; without them the other samples of the batch, K = N - 1.
+        student: (N, D), projected; rows are brought to length 1 here.
+        teacher: likewise.
+        student_bank: (K, D), rows of length 1, negatives for the teacher's anchors; without it the
+            other samples of the batch, K = N - 1.
+        teacher_bank: likewise for the student's anchors.
         log_scale: log Z for the student's anchors and for the teacher's. Z stands for the mean of
             e^(s . t / temperature) over the bank, which the authors' code estimates once.
 

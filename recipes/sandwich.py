@@ -27,7 +27,9 @@ class SandwichTask(TrainingTask):
         criterion: (output, target) -> scalar, for the widest.
         samples: n, networks sampled per step beside the widest and the base; the paper uses 2.
         temperature: of the soft output; the paper uses 1.
-        generator, seed: as for NetAugTask.
+        kinds: which widths the sampled networks grow.
+        generator: of sampling, on the CPU; made from `seed` if None.
+        seed: seed of the generator if none is given.
 
     Source: J. Yu, T. Huang, "Universally Slimmable Networks and Improved Training Techniques",
     ICCV 2019, sections 3.2 and 3.3; the base stands for the smallest network.

@@ -15,7 +15,7 @@ import netaugfx
 from netaugfx.errors import InputError
 from recipes.distill_config import ONLINE
 from recipes.errors import DistillError
-from recipes.features import Pass, Watch, eval_mode, look, wide_in
+from recipes.features import Pass, Watch, base_features_in_graph, eval_mode, look, wide_in
 
 
 class FrozenTeacher(nn.Module):
@@ -25,8 +25,11 @@ class FrozenTeacher(nn.Module):
 
     Args:
         model: the teacher; it is copied.
-        mean, std: of the channels, how the teacher's images are normalised, and
-        student_mean, student_std: how the student's are; all or none.
+        mean: of the channels, how the teacher's images are normalised; given with the next three
+            or not at all.
+        std: likewise.
+        student_mean: how the images that come, the student's, are normalised.
+        student_std: likewise.
         cache: how many samples' outputs to keep, found again by the image's own bytes. Worth it
             where images come back unchanged; the oldest are dropped.
     """
@@ -156,7 +159,28 @@ class OnlineTeacher:
 
     @torch.no_grad()
     def shapes(self, names: Sequence[str], images: Tensor) -> dict[str, tuple[int, ...]]:
-        """The shape of the features at each name, at the widest config."""
-        with eval_mode(self.wide), Watch(self.wide, names) as watch:
-            self.wide.at(self.config)(images)
-        return {name: tuple(watch.passes[0][name].shape) for name in names}
+        """The shape of the features at each name, at the widest config.
+
+        Raises:
+            DistillError: a name leads nowhere, or its module puts out something else than the last
+                value that it computes, which is what is read in a subnet.
+        """
+        with eval_mode(self.wide):
+            with Watch(self.wide, names) as watch:
+                self.wide.base(images)
+                self.wide.at(self.config)(images)
+            in_graph = base_features_in_graph(self.wide, names, images)
+        base, widest = watch.passes
+        for name in names:
+            seen, expected = in_graph.get(name), base[name]
+            near = torch.finfo(expected.dtype).eps ** 0.5
+            if (
+                seen is None
+                or seen.shape != expected.shape
+                or not seen.allclose(expected, near, near)
+            ):
+                raise DistillError(
+                    f"The features {name!r} cannot be read in a subnet: the module does not put out "
+                    "the last value that it computes. Name a module inside it."
+                )
+        return {name: tuple(widest[name].shape) for name in names}

@@ -371,6 +371,30 @@ def test_places_are_paired_by_name(teacher: nn.Module, batch: Batch) -> None:
     assert parts.item() == pytest.approx(1000 * sum(expected).item(), rel=1e-9)
 
 
+def test_features_that_a_subnet_has_elsewhere_are_refused(batch: Batch) -> None:
+    """A module that computes more than it puts out: the graph's last value is another one."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.act = nn.Conv2d(2, 4, 3), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            self.act(x)
+            return x
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Block(), nn.Conv2d(4, 6, 1), nn.Flatten(), nn.Linear(216, 4)).double()
+    wide = netaugfx.widen(model, example_inputs=(batch[0],), verify=False)
+    inner, online = NetAugTask(wide, F.cross_entropy), OnlineTeacher(wide)
+    with pytest.raises(
+        DistillError, match=r"'0' cannot be read in a subnet: .* Name a module inside"
+    ):
+        DistillTask(inner, online, ["attention"], batch[0], places={"0": "0"})
+    DistillTask(inner, online, ["attention"], batch[0], places={"0.conv": "0.conv"})
+
+
 def test_state_resumes_banks_generators_and_learnt_parts(
     wide: netaugfx.WideModel, teacher: nn.Module, batch: Batch
 ) -> None:
@@ -515,6 +539,7 @@ def test_bad_input(wide: netaugfx.WideModel, teacher: nn.Module, batch: Batch) -
     netaug = NetAugTask(wide, F.cross_entropy)
     sampled = OnlineTeacher(wide, "sampled")
     refused("fitnet learns the teacher's channels", ["fitnet"], sampled, inner=netaug)
+    refused("On a second view the widest teaches", by=sampled, inner=netaug, scheme=cutmix)
     refused("A sampled subnet teaches within NetAug", by=sampled, inner=plain_task(wide))
     with pytest.raises(InputError, match="belongs to another WideModel"):
         DistillTask(NetAugTask(copy.deepcopy(wide)), sampled, ["kd"], images)
