@@ -239,7 +239,8 @@ def path_of(name: str) -> str:
 def places_in(graph: fx.Graph) -> dict[str, fx.Node]:
     """Every name that a traced graph, or one rewritten from it, has a value for.
 
-    A module's output is the last value that its forward made.
+    A module's output is taken to be the last value that its forward makes, and its input what the
+    first one is made of.
     """
     places: dict[str, fx.Node] = {}
     made: dict[fx.Node, fx.Node] = {}
@@ -251,9 +252,6 @@ def places_in(graph: fx.Graph) -> dict[str, fx.Node]:
         path = origin.meta["path"]
         if origin.op == "call_module":
             name = path = str(origin.target)
-            first = next(iter(origin.all_input_nodes), None)
-            if first in made:
-                places[name + INPUT] = made[first]
         elif origin.op in ("call_function", "call_method"):
             target = origin.target
             called = target if isinstance(target, str) else getattr(target, "__name__", str(target))
@@ -261,11 +259,14 @@ def places_in(graph: fx.Graph) -> dict[str, fx.Node]:
             repeated = 1
             while name in places:
                 name, repeated = f"{path}.{called}_{repeated}".lstrip("."), repeated + 1
-            places[name] = node
         else:
             continue
-        while path:  # the last one stays
-            places[path] = node
+        given = next((each for each in origin.all_input_nodes if each.op != "get_attr"), None)
+        places[name] = node
+        while path:
+            places[path] = node  # the last one stays
+            if given in made:
+                places.setdefault(path + INPUT, made[given])  # of the first one
             path = path.rpartition(".")[0]
     return places
 

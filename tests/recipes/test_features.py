@@ -37,7 +37,7 @@ def wide(widened: netaugfx.WideModel) -> netaugfx.WideModel:
     return copy.deepcopy(widened)
 
 
-NAMES = ("blocks.0", "blocks.1.layers.4", "head", "classifier:input")
+NAMES = ("blocks.0", "blocks.1.layers.4", "head", "classifier:input", "blocks.1:input")
 NODES = ("blocks.0.add", "flatten")
 
 
@@ -53,6 +53,7 @@ def by_hand(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
         "blocks.1.layers.4": last.layers[:5](first),
         "head": head,
         "classifier:input": pooled,
+        "blocks.1:input": first,
         "flatten": pooled,
     }
 
