@@ -45,7 +45,7 @@ from recipes.training import train
 PARTS = ("order", "stddev", "pick", "student", "combos")
 STUDENT = "netaugfx:tiny_mobilenet"  # 13,154 parameters
 SECOND = {"channels": (12, 12, 18, 18), "head": 72}  # of the same family
-TEACHER = {"channels": (32, 32, 48, 64), "strides": (1, 2, 1, 2), "expand_ratio": 4, "head": 256}
+TEACHER = {"channels": (32, 32, 64, 64), "expand_ratio": 6, "head": 256}  # 110,570 parameters
 
 
 def write_images(spec: str, out: Path, images: int, test_images: int, download: bool) -> str:
