@@ -50,6 +50,7 @@ def infer(
     """
     solver = Solver(traces[0].root, plan)
     typings = [solver.graph(traced) for traced in traces]
+    solver.keep_numbers()
     if plan is not None:
         solver.check()
         names = {v: name for name, v in solver.seeds.items()}
@@ -142,6 +143,13 @@ def _named(typing: Typing, names: Mapping[Var, str]) -> Typing:
         named = {path: name(axis) for path, axis in counts.items()}
         return {p: a for p, a in named.items() if any(isinstance(f, str) for s in a for f in s)}
 
+    def numbers(found: Mapping[Path, Any]) -> dict[Path, Any]:
+        return {
+            path: value
+            for path, (value, axes) in found.items()
+            if any(isinstance(f, str) for axis in axes for s in name(axis) for f in s)
+        }
+
     def call(c: Call) -> Call:
         args = tuple(call(a) if isinstance(a, Call) else a for a in c.args)
         return Call(c.target, args, dict(c.kwargs), elastic(c.counts))
@@ -152,6 +160,7 @@ def _named(typing: Typing, names: Mapping[Var, str]) -> Typing:
         calls={node: call(c) for node, c in typing.calls.items()},
         mixed=set(typing.mixed),
         extra=dict(typing.extra),
+        numbers={node: kept for node, n in typing.numbers.items() if (kept := numbers(n))},
     )
 
 

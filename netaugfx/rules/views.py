@@ -22,20 +22,17 @@ from ..axes import (
     resolve,
     times,
 )
-from .registry import NoRule, Op, Path, Typed, everywhere, register_rule
+from .op import NoRule, Op, Path, Typed
+from .registry import everywhere, register_rule
 
 
 @register_rule(Tensor.view, *everywhere(["reshape"]))
 def view(op: Op) -> tuple[OpenAxis, ...]:
     """A literal factor stays and the derived or -1 factor grows; where both are literal the inner grows."""
-    x, sizes = op.args[0], op.args[1:]
-    if len(sizes) == 1 and isinstance(sizes[0], torch.dtype):
+    x = op.args[0]
+    if any(isinstance(a, torch.dtype) for a in op.args[1:]) or set(op.kwargs) - {"shape", "size"}:
         raise NoRule
-    nested = len(sizes) == 1 and isinstance(sizes[0], Sequence)
-    if op.kwargs:
-        raise NoRule
-    given = list(sizes[0]) if nested else list(sizes)
-    paths: list[Path] = [(1, i) if nested else (1 + i,) for i in range(len(given))]
+    given, paths = op.sizes("shape" if "shape" in op.kwargs else "size")
     open_ = [p in op.derived or n == -1 for p, n in zip(paths, given, strict=True)]
     axes = regroup(op, x.axes, list(op.result.shape), open_)
     _count(op, axes, given, paths)
@@ -179,8 +176,12 @@ def _flatten(op: Op, x: Typed, start: int, end: int) -> tuple[OpenAxis, ...]:
 def unflatten(op: Op) -> tuple[OpenAxis, ...]:
     """One axis becomes several."""
     if op.module is not None:
-        op.pin(*op.args[0].axes, why="has literal lengths")
-        return tuple(op.plain())
+        x, m = op.args[0], op.module
+        dim = int(m.dim) % len(x.axes)  # type: ignore[arg-type]
+        op.pin(x.axes[dim], why="has literal lengths")
+        rank = len(op.result.shape) - len(x.axes) + 1
+        new = (fixed(n) for n in op.result.shape[dim : dim + rank])
+        return (*x.axes[:dim], *new, *x.axes[dim + 1 :])
     a = op.bind("input", "dim", "sizes")
     x, sizes = a["input"], list(a["sizes"])
     dim = a["dim"] % len(x.axes)
