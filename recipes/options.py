@@ -58,6 +58,11 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         "--workers", type=at_least(0), help="processes that load images (default: by the data)"
     )
     machine.add_argument(
+        "--tracker",
+        metavar="NAME",
+        help="one that Accelerate knows, or none (default: tensorboard where it is installed)",
+    )
+    machine.add_argument(
         "--checkpoint-steps", type=at_least(1), metavar="N", help="a checkpoint every N steps"
     )
     machine.add_argument(

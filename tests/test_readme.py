@@ -6,6 +6,7 @@ The blocks of a page share one namespace, in which `loader` is the reader's own 
 random images and labels.
 """
 
+import functools
 import re
 import subprocess
 import sys
@@ -70,6 +71,7 @@ COMMANDS = ["train", "inspect", "diagnose", "report"]
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 
 
+@functools.cache
 def options_of(*command: str) -> set[str]:
     """The options that a subcommand's own help names."""
     help_text = subprocess.run(
