@@ -35,6 +35,9 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
     parser.add_argument("--pretrained", action="store_true", help="start from trained weights")
     parser.add_argument("--init", metavar="FILE", help="start from the weights in FILE")
+    parser.add_argument(
+        "--tune", choices=("all", "bias", "lite"), default="all", help="what learns (TinyTL)"
+    )
     parser.add_argument("--download", action="store_true", help="fetch the data if it is missing")
     _add_netaug_options(parser.add_argument_group("NetAug"))
     _add_optimisation_options(parser.add_argument_group("optimisation"))

@@ -27,7 +27,14 @@ from recipes.data import load_data
 from recipes.errors import LossError, RunError
 from recipes.evaluation import batches, evaluate
 from recipes.growth import alpha_at, kinds_at, sort_channels, sorts_at
-from recipes.ingredients import digest, fresh_model, learning_rate, without_blocks
+from recipes.ingredients import (
+    digest,
+    example_images,
+    fresh_model,
+    learning_rate,
+    with_what_learns,
+    without_blocks,
+)
 from recipes.netaug import NetAugTask
 from recipes.regularise import mix
 from recipes.run import Cadence, Done, Run, due, keep, restore, set_up
@@ -227,6 +234,7 @@ def finish(run: Run, history: list[dict[str, Any]]) -> dict[str, Any]:
         save_weights(directory.base, extracted(run.network))
     accelerator.wait_for_everyone()
     untouched = fresh_model(run.config, run.data, pretrained=False)
+    untouched = with_what_learns(untouched, run.config, example_images(run.data))
     untouched.load_state_dict(load_file(directory.base), strict=True)
     untouched.to(accelerator.device)
     reached = evaluate(untouched, run.loaders[1], accelerator)
