@@ -29,6 +29,7 @@ ORDER = [
     "permute",
     "model",
     "parts",
+    "whole",
     "contract",
     "containment",
     "verify",
