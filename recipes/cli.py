@@ -91,16 +91,16 @@ def _train(options: argparse.Namespace) -> None:
     workers = options.workers
     if workers is None:  # digits lie in memory; photographs are decoded beside the training
         workers = 0 if options.data == "digits" else max(0, min(4, (os.cpu_count() or 1) - 1))
-    config, how = (
-        TrainConfig(**fields),
-        {
-            "device": options.device,
-            "workers": workers,
-            "download": options.download,
-            "cadence": Cadence(options.checkpoint_steps, options.checkpoint_minutes),
-            "console": Console(),
-        },
-    )
+    tracker = options.tracker or ("tensorboard" if find_spec("tensorboard") else "none")
+    config = TrainConfig(**fields)
+    how = {
+        "device": options.device,
+        "workers": workers,
+        "download": options.download,
+        "cadence": Cadence(options.checkpoint_steps, options.checkpoint_minutes),
+        "tracker": None if tracker == "none" else tracker,
+        "console": Console(),
+    }
     if options.compare is not None:
         arms, seeds = parse_arms(options.compare), parse_seeds(options.seeds)
         compare(config, arms, seeds, Path(options.out or f"runs/{name}-compare"), **how)

@@ -97,8 +97,9 @@ def compare(
             directory = out / f"{arm}-{seed}"
             console.print(f"{arm}, seed {seed}", style="bold", highlight=False)
             run = replace(config, **changes, seed=seed)
+            begun = (directory / "config.json").exists()
             results[arm][seed] = finished(directory, run) or train(
-                run, directory, resume=True, console=console, **options
+                run, directory, resume=begun, console=console, **options
             )
             outcome = summarise(results)
             write_json(out / "comparison.json", outcome)

@@ -35,6 +35,8 @@ class TrainConfig:
     channels: int | None = None
     image_size: int | None = None  # pixels
     method: str = "baseline"  # or "netaug", or "sandwich"
+    tune: str = "all"  # what learns: "all"; "bias" (biases, norms, classifier); "lite" (these and
+    # lite residual modules beside the blocks): TinyTL, Cai et al. 2020
 
     # --- NetAug: what grows, and how far
     factor: Any = 3.0  # widest subnet over base (the paper's r); or by kind, {"stream": 3, ...}
@@ -99,6 +101,7 @@ class TrainConfig:
         """
         one_of = {
             "method": ("baseline", "netaug", "sandwich"),
+            "tune": ("all", "bias", "lite"),
             "coupling": ("independent", "expand"),
             "augment": ("standard", "none", "autoaugment", "randaugment"),
             "precision": ("no", "bf16", "fp16"),

@@ -21,6 +21,7 @@ from recipes.errors import RunError
 from recipes.models import build_model
 from recipes.netaug import NetAugTask, Sampler
 from recipes.sandwich import SandwichTask
+from recipes.tinytl import add_lite_residuals, freeze
 
 
 def fresh_model(config: TrainConfig, data: Data, pretrained: bool | None = None) -> nn.Module:
@@ -36,6 +37,15 @@ def fresh_model(config: TrainConfig, data: Data, pretrained: bool | None = None)
         model_args=arguments,
         pretrained=config.pretrained if pretrained is None else pretrained,
     )
+
+
+def with_what_learns(model: nn.Module, config: TrainConfig, example: Tensor) -> nn.Module:
+    """The model that `config.tune` asks for: `model` itself, with lite residuals or frozen weights."""
+    if config.tune == "lite":
+        add_lite_residuals(model, example)
+    if config.tune != "all":
+        freeze(model)
+    return model
 
 
 def load_weights(model: nn.Module, path: Path) -> list[str]:

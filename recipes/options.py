@@ -41,6 +41,9 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
     parser.add_argument("--pretrained", action="store_true", help="start from trained weights")
     parser.add_argument("--init", metavar="FILE", help="start from the weights in FILE")
+    parser.add_argument(
+        "--tune", choices=("all", "bias", "lite"), default="all", help="what learns (TinyTL)"
+    )
     parser.add_argument("--download", action="store_true", help="fetch the data if it is missing")
     _add_netaug_options(parser.add_argument_group("NetAug"))
     _add_optimisation_options(parser.add_argument_group("optimisation"))
@@ -63,6 +66,11 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     machine.add_argument("--threads", type=at_least(1), help="threads of torch on a CPU")
     machine.add_argument(
         "--workers", type=at_least(0), help="processes that load images (default: by the data)"
+    )
+    machine.add_argument(
+        "--tracker",
+        metavar="NAME",
+        help="one that Accelerate knows, or none (default: tensorboard where it is installed)",
     )
     machine.add_argument(
         "--checkpoint-steps", type=at_least(1), metavar="N", help="a checkpoint every N steps"

@@ -26,6 +26,7 @@ from recipes.ingredients import (
     example_images,
     fresh_model,
     load_weights,
+    with_what_learns,
     without_blocks,
 )
 from recipes.models import check_logits
@@ -105,6 +106,7 @@ def set_up(
         fresh = load_weights(model, Path(config.init))
         said = f"; fresh: {', '.join(fresh)}" if fresh else ""
         console.print(f"starting from {config.init}{said}", highlight=False, soft_wrap=True)
+    model = with_what_learns(model, config, example)
     if config.dropblock:
         add_dropblock(model, config.dropblock)
     sampler = sample_uniformly

@@ -18,7 +18,7 @@ from recipes.config import TrainConfig
 from recipes.data import Data, load_data
 from recipes.distill_config import Distillation
 from recipes.errors import RunError
-from recipes.models import build_model
+from recipes.ingredients import example_images, fresh_model, with_what_learns
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,10 @@ def data_of(run: KeptRun, spec: str | None = None, *, download: bool = False) ->
 
 def untrained(run: KeptRun) -> nn.Module:
     """The run's model with fresh weights."""
-    return build_model(
-        run.config.model,
-        num_classes=run.described["num_classes"],
-        channels=run.described["channels"],
-        model_args=run.config.model_args,
-    )
+    shape = {name: run.described[name] for name in ("num_classes", "channels", "image_size")}
+    data = Data((), (), **shape)
+    model = fresh_model(run.config, data, pretrained=False)
+    return with_what_learns(model, run.config, example_images(data))
 
 
 def base_of(run: KeptRun) -> nn.Module:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.tracking import get_available_trackers
 from rich.console import Console
 from rich.progress import Progress
 from safetensors.torch import load_file
@@ -26,7 +27,14 @@ from recipes.data import load_data
 from recipes.errors import LossError, RunError
 from recipes.evaluation import batches, evaluate
 from recipes.growth import alpha_at, kinds_at, sort_channels, sorts_at
-from recipes.ingredients import digest, fresh_model, learning_rate, without_blocks
+from recipes.ingredients import (
+    digest,
+    example_images,
+    fresh_model,
+    learning_rate,
+    with_what_learns,
+    without_blocks,
+)
 from recipes.netaug import NetAugTask
 from recipes.regularise import mix
 from recipes.run import Cadence, Done, Run, due, keep, restore, set_up
@@ -45,6 +53,7 @@ def train(
     workers: int = 0,
     download: bool = False,
     cadence: Cadence | None = None,
+    tracker: str | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Run `config` in the directory `out`, or go on with it where its last checkpoint stands.
@@ -55,6 +64,7 @@ def train(
         device: "auto" or "cpu".
         workers: processes that load images; 0 loads them in this one. The result is the same.
         cadence: when to write checkpoints; the result is the same.
+        tracker: Accelerate's name of one, e.g. "tensorboard", which writes to `out`/tensorboard.
 
     Returns:
         The content of `out`/result.json: among others "top1" and "top5", in percent, that
@@ -70,11 +80,18 @@ def train(
     # A step of NetAug leaves the blocks that it did not sample unused; buffers broadcast between
     # its two passes would overwrite what the backward pass still needs.
     ranks = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+    trackers = sorted(str(each.value) for each in get_available_trackers())
+    if tracker is not None and tracker not in trackers:
+        raise RunError(
+            f"There is no tracker {tracker!r} here: installed are {', '.join(trackers) or 'none'}."
+        )
     accelerator = Accelerator(
         cpu=device == "cpu" or (device == "auto" and not torch.accelerator.is_available()),
         kwargs_handlers=[ranks],
         gradient_accumulation_steps=config.accumulate,
         mixed_precision=config.precision,
+        log_with=tracker,
+        project_dir=str(out),
     )
     given = {name: getattr(config, name) for name in ("num_classes", "channels", "image_size")}
     data = load_data(config.data, **given, download=download)
@@ -101,9 +118,15 @@ def train(
             wide = isinstance(run.plain, netaugfx.WideModel)
             directory.claim(identity, run.plain.plan.to_json() if wide else None)
             directory.write_metrics(done.history)
+        if tracker is not None:
+            name = "tensorboard" if tracker == "tensorboard" else "netaugfx"
+            accelerator.init_trackers(name, config=None)
         while done.epochs < config.epochs:
             train_epoch(run, done)
             finish_epoch(run, done)
+            accelerator.log(done.history[-1], step=done.epochs)
+        for each in accelerator.trackers:
+            each.finish()
         return finish(run, done.history)
 
 
@@ -215,6 +238,7 @@ def finish(run: Run, history: list[dict[str, Any]]) -> dict[str, Any]:
         save_weights(directory.base, extracted(run.network))
     accelerator.wait_for_everyone()
     untouched = fresh_model(run.config, run.data, pretrained=False)
+    untouched = with_what_learns(untouched, run.config, example_images(run.data))
     untouched.load_state_dict(load_file(directory.base), strict=True)
     untouched.to(accelerator.device)
     reached = evaluate(untouched, run.loaders[1], accelerator)

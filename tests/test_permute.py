@@ -17,7 +17,7 @@ from netaugfx.errors import ConfigError
 from recipes.tiny import tiny_mobilenet
 from tests import measure
 from tests.laws.subject import Growth, Source, growths, widen_double
-from tests.networks import CASES
+from tests.networks import CORE
 from tests.real import FAST
 from tests.strategies import NetworkSpec, networks
 
@@ -69,7 +69,7 @@ def test_random_networks(spec: NetworkSpec, growth: Growth) -> None:
     check(spec, growth)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if not c.large], ids=repr)
+@pytest.mark.parametrize("case", [c for c in CORE if not c.large], ids=repr)
 def test_networks_by_hand(case: Source) -> None:
     check(case, Growth(config=2))
 

@@ -45,7 +45,7 @@ def train(*more: str, model: str = "net.py:net", data: str = "folder:images") ->
     return cli.main(
         [
             *("train", "--model", model, "--data", data, "--epochs", "1", "--batch-size", "6"),
-            *("--device", "cpu", "--workers", "0", "--out", "run", *more),
+            *("--device", "cpu", "--workers", "0", "--tracker", "none", "--out", "run", *more),
         ]
     )
 
@@ -314,6 +314,17 @@ def test_compare(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(Path("run/comparison.json").read_text()) == found
 
 
+def test_tensorboard() -> None:
+    event = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert train("--epochs", "2", "--tracker", "tensorboard") == 0
+    log = event.EventAccumulator("run/tensorboard")
+    log.Reload()
+    metrics = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    for name in ("val_top1", "train_loss", "lr"):
+        found = [(each.step, each.value) for each in log.Scalars(name)]
+        assert found == [(line["epoch"], pytest.approx(line[name])) for line in metrics]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -321,6 +332,7 @@ def test_compare(capsys: pytest.CaptureFixture[str]) -> None:
         (["--compare", "baseline", "--seeds", "0,b"], r"--seeds expects whole numbers, .*'0,b'\."),
         (["--ema", "1"], r"ema is a decay between 0 and 1, e\.g\. 0\.999; 1\.0 came\."),
         (["--stop-stream", "1.5"], r"stop_stream is a share from 0 to 1; 1\.5 came\."),
+        (["--tracker", "diary"], r"There is no tracker 'diary' here: installed are .*\."),
         (["--init", "none"], r"--init none: there is no such file\."),
         (["--init", "net.py"], r"--init net\.py is no safetensors file .*"),
         (

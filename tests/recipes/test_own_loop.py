@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from torchvision.transforms import v2
 
 import netaugfx
 from netaugfx.errors import InputError
+from recipes.growth import importance_orders
 from recipes.ingredients import BaseAverage
 from recipes.netaug import NetAugTask
 
@@ -178,3 +180,73 @@ def test_checkpointed_activations_and_another_classifier() -> None:
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
     assert set(netaugfx.extract_base(wide).state_dict()) == set(model.state_dict())
+
+
+# Lightning's own: it asks torch's pytree in a way that torch will drop, and says what it would like to have.
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+@pytest.mark.filterwarnings(
+    "ignore:.*(does not have many workers|Checkpoint directory|smaller than)"
+)
+def test_lightning(batches: list[tuple[Tensor, Tensor]], tmp_path: Path) -> None:
+    """Two epochs by the Trainer, stopped in between, are two epochs by hand."""
+    lightning = pytest.importorskip("lightning")
+    from recipes.lightning import NetAugModule
+
+    loader = torch.utils.data.DataLoader(batches, batch_size=None)
+    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
+    by_hand = task_of(plain(True), batches[0][0], seed=3)
+    wide, fresh = copy.deepcopy(by_hand.wide), copy.deepcopy(by_hand.wide)
+    optimizer = sgd(by_hand)
+    for images, labels in batches * 2:
+        by_hand(images, labels)["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def module(of: Any) -> Any:
+        return NetAugModule(
+            of,
+            lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
+            criterion=F.cross_entropy,
+            seed=3,
+        )
+
+    def trainer(epochs: int) -> Any:
+        return lightning.Trainer(
+            max_epochs=epochs, accelerator="cpu", default_root_dir=tmp_path, **quiet
+        )
+
+    first = trainer(1)
+    first.fit(module(wide), loader, loader)
+    assert "val_top1" in first.callback_metrics
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    second = module(fresh)
+    trainer(2).fit(second, loader, loader, ckpt_path=tmp_path / "half.ckpt", weights_only=False)
+    same_weights(second.task, by_hand)
+    names = set(second.state_dict())
+    assert names == {f"wide.{name}" for name in fresh.state_dict()}  # each once
+
+
+def test_what_timm_does_with_a_task(batches: list[tuple[Tensor, Tensor]]) -> None:
+    """Its averages, clipping and checkpoints, as timm's training script calls them."""
+    task = task_of(plain(True), batches[0][0])
+    task.setup_ema(decay=0.5)
+    optimizer = sgd(task)
+    for images, labels in batches:
+        task(images, labels)["loss"].backward()
+        nn.utils.clip_grad_norm_(task.get_clip_parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        task.update_ema()
+    task.wide.permute(importance_orders(task.wide), optimizer, task.get_trainable_module(ema=True))
+    held = task.get_checkpoint_state() | task.get_checkpoint_state(ema=True)
+    assert set(held) == {"state_dict", "task_state", "state_dict_ema", "task_state_ema"}
+    averaged = netaugfx.extract_base(task.get_eval_model(ema=True))
+    assert averaged.state_dict().keys() == plain(True).state_dict().keys()
+    other = task_of(plain(True), batches[0][0], seed=9)
+    other.load_checkpoint_state(held["state_dict"], held["task_state"])
+    for images, labels in batches[:2]:
+        for each in (task, other):
+            each(images, labels)["loss"].backward()
+        for mine, theirs in zip(task.wide.parameters(), other.wide.parameters(), strict=True):
+            assert (mine.grad is None) == (theirs.grad is None)
+            assert mine.grad is None or torch.equal(mine.grad, theirs.grad)
