@@ -161,6 +161,9 @@ class DistillTask(TrainingTask):
             without its weight; "view_loss" for x', "teacher_loss" for the widest on its labels.
             "loss" is the weighted sum of all, with its graph.
         """
+        # First what the base alone does, last the widest: DistributedDataParallel takes for unused
+        # what the last pass of a step does not use.
+        view = None if self.scheme is None else self._view(input, self.scheme)
         with self.watch as watch:
             result = dict(self.inner(input, target))
             passes = list(watch.passes)
@@ -183,8 +186,8 @@ class DistillTask(TrainingTask):
             if self.training:
                 for term in self._terms():
                     term.remember(student, lesson)
-        if self.scheme is not None:
-            weight, loss = self._view(input, self.scheme)
+        if view is not None:
+            weight, loss = view
             result["view_loss"] = loss.detach()
             if weight != 0:
                 total = total + weight * loss
@@ -249,17 +252,32 @@ class DistillTask(TrainingTask):
             return self.teacher(images).output
         return self._run_subnet(self.teacher, images)
 
-    def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> DistillTask:
-        """Wrap the student as the inner task does.
+    def check_ranks(self) -> None:
+        """Refuse what DistributedDataParallel cannot train.
 
         Raises:
-            DistillError: something is learnt beside the student, whose gradients no wrapper joins.
+            DistillError: something is learnt beside the student, whose gradients no wrapper joins;
+                or several sampled networks a step, of which only the last one's blocks are seen.
         """
         if self.own_parameters():
             raise DistillError(
                 "Objectives with learnt parts train in one process; "
                 "leave out feature, fitnet, variational and contrastive."
             )
+        widest = isinstance(self.teacher, OnlineTeacher) and self.teacher.which == "widest"
+        if getattr(self.inner, "samples", 1) > 1 and not widest:
+            raise DistillError(
+                "Several sampled networks per step train with a teacher in one process; "
+                "take one sample, or let the widest subnet teach."
+            )
+
+    def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> DistillTask:
+        """Wrap the student as the inner task does.
+
+        Raises:
+            DistillError: as `check_ranks`.
+        """
+        self.check_ranks()
         self.inner.prepare_distributed(device_ids, **ddp_kwargs)
         self.wrap(self.inner.trainable_module)
         return self

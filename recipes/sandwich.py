@@ -65,25 +65,28 @@ class SandwichTask(TrainingTask):
         """
         wide = self.teacher.wide
         output = self.trainable_module(input)
-        widest = self._subnet(wide.max_config, input)
-        teacher_loss = self.criterion(widest, target)
-        soft = widest.detach()
-        base_loss = losses.soft(output, soft, temperature=self.temperature)
         others = [
-            losses.soft(self._subnet(config, input), soft, temperature=self.temperature)
+            self._subnet(config, input)
             for config in (
                 wide.sample(self.generator, kinds=self.kinds) for _ in range(self.samples)
             )
             if config not in (wide.base_config, wide.max_config)
         ]
+        # last, as DistributedDataParallel takes for unused what the last pass does not use
+        widest = self._subnet(wide.max_config, input)
+        soft = widest.detach()
+        teacher_loss = self.criterion(widest, target)
+        base_loss, *other_losses = (
+            losses.soft(each, soft, temperature=self.temperature) for each in (output, *others)
+        )
         result = {
-            "loss": teacher_loss + base_loss + sum(others),
+            "loss": teacher_loss + base_loss + sum(other_losses),
             "output": output,
             "teacher_loss": teacher_loss.detach(),
             "base_loss": base_loss.detach(),
         }
-        if others:
-            result["augmented_loss"] = torch.stack([each.detach() for each in others]).mean()
+        if other_losses:
+            result["augmented_loss"] = torch.stack([each.detach() for each in other_losses]).mean()
         return result
 
     def _subnet(self, config: Any, images: Any) -> Tensor:

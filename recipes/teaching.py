@@ -162,13 +162,10 @@ def rewrapped(task: TrainingTask, model: nn.Module, accelerator: Accelerator) ->
     """Put the student, as it was prepared for ranks and device, in the place of the plain one.
 
     Raises:
-        DistillError: something is learnt beside the student, in more than one process.
+        DistillError: it cannot be trained in several processes.
     """
-    if accelerator.num_processes > 1 and own_parameters(task):
-        raise DistillError(
-            "Objectives with learnt parts train in one process; "
-            "leave out feature, fitnet, variational and contrastive."
-        )
+    if isinstance(task, DistillTask) and accelerator.num_processes > 1:
+        task.check_ranks()
     if isinstance(task, DistillTask):
         task.wrap(model)
     else:

@@ -451,24 +451,47 @@ def one_process_group() -> Iterator[None]:
 
 @pytest.mark.usefixtures("one_process_group")
 @pytest.mark.parametrize("online", [False, True])
+@pytest.mark.parametrize("scheme", [None, build_scheme("cutmix", (0.5, 0.5), (0.5, 0.5))])
 def test_distributed_data_parallel(
-    online: bool, wide: netaugfx.WideModel, teacher: nn.Module, batch: Batch
+    online: bool, scheme: Any, wide: netaugfx.WideModel, teacher: nn.Module, batch: Batch
 ) -> None:
     def task_of(student: netaugfx.WideModel) -> DistillTask:
         by: Any = OnlineTeacher(student) if online else FrozenTeacher(teacher)
-        return DistillTask(NetAugTask(student, F.cross_entropy), by, ["kd", "rkd"], batch[0])
+        inner = NetAugTask(student, F.cross_entropy)
+        return DistillTask(inner, by, ["kd", "rkd"], batch[0], scheme=scheme)
 
     alone, spread = task_of(copy.deepcopy(wide)), task_of(wide).prepare_distributed()
-    for _ in range(2):
+    for _ in range(3):
         one, two = alone(*batch), spread(*batch)
         one["loss"].backward()
         two["loss"].backward()
         for name in one:
             assert torch.allclose(one[name], two[name], rtol=1e-10), name
         assert_close(gradients(wide), gradients(alone.inner.wide))
+
+
+@pytest.mark.usefixtures("one_process_group")
+def test_the_sandwich_rule_in_ranks(wide: netaugfx.WideModel, batch: Batch) -> None:
+    alone = SandwichTask(copy.deepcopy(wide), F.cross_entropy, samples=3)
+    options = {"find_unused_parameters": True, "forward_sync_buffers": False}
+    spread = SandwichTask(
+        nn.parallel.DistributedDataParallel(wide, **options), F.cross_entropy, samples=3
+    )
+    for _ in range(3):
+        alone(*batch)["loss"].backward()
+        spread(*batch)["loss"].backward()
+        assert_close(gradients(wide), gradients(alone.teacher.wide))
+
+
+def test_what_ranks_cannot_train(
+    wide: netaugfx.WideModel, teacher: nn.Module, batch: Batch
+) -> None:
     learns = DistillTask(NetAugTask(wide), OnlineTeacher(wide), ["fitnet"], batch[0])
     with pytest.raises(DistillError, match="learnt parts train in one process"):
         learns.prepare_distributed()
+    three = DistillTask(NetAugTask(wide, samples=3), FrozenTeacher(teacher), ["kd"], batch[0])
+    with pytest.raises(DistillError, match="Several sampled networks per step"):
+        three.prepare_distributed()
 
 
 def test_sandwich(wide: netaugfx.WideModel, batch: Batch) -> None:
@@ -478,11 +501,10 @@ def test_sandwich(wide: netaugfx.WideModel, batch: Batch) -> None:
     result = task(images, labels)
     result["loss"].backward()
     generator = torch.Generator().manual_seed(7)
-    torch.randint(2**62, (), generator=generator)  # the seed of the widest's pass
     sampled = []
     for _ in range(2):
         sampled.append(wide.sample(generator))
-        torch.randint(2**62, (), generator=generator)
+        torch.randint(2**62, (), generator=generator)  # the seed of the pass
     widest = wide.at(wide.max_config)(images)
     soft = widest.detach().softmax(1)
     others = [wide(images), *(wide.at(config)(images) for config in sampled)]
