@@ -26,6 +26,8 @@ ORDER = [
     "blocks",
     "rewrite",
     "calibrate",
+    "cost",
+    "sampling",
     "model",
     "parts",
     "contract",
