@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,15 @@ from .plan import KINDS, Config, Plan, Width
 from .rewrite import Bound, Program, rewrite
 from .rules import is_leaf
 from .sampling import Draw, Within, checked, choose, pool_of, uniform
+from .sources import Sources
 from .trace import Inputs, Traced, trace
 from .trace.meta import meta_copy
 
-BOUND_CONFIGS = 64  # how many configs keep their layouts
+BOUND_CONFIGS = (
+    64  # how many configs keep their layouts, beside those that some `wide.at(config)` holds
+)
+step_over = partial(_disable_dynamo, recursive=False)  # torch.compile compiles what it calls
+CACHES = ("_programs", "_found", "_sources", "_bound", "_subnets", "_costs", "_chains", "_pools")
 
 
 class WideModel(nn.Module):
@@ -81,7 +87,7 @@ class WideModel(nn.Module):
         config = self._active
         if config is None:
             return self.base(*args, **kwargs)
-        return self.run(config, args, kwargs)
+        return self._run_active(args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -113,7 +119,7 @@ class WideModel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        for name in ("_programs", "_found", "_bound", "_costs", "_chains", "_pools"):
+        for name in CACHES:
             state.pop(name, None)
         return state
 
@@ -124,7 +130,9 @@ class WideModel(nn.Module):
     def _forget(self) -> None:
         self._programs: dict[tuple[bool, ...], list[Program]] = {}
         self._found: dict[Any, Program] = {}
+        self._sources = Sources(self.plan, self.base, self.rooms)
         self._bound: dict[tuple[int, Config], Bound] = {}
+        self._subnets: WeakValueDictionary[Config, Subnet] = WeakValueDictionary()
         self._costs: dict[Any, tuple[Cost | None, Program]] = {}
         self._chains: dict[Any, tuple[Cost, Within]] = {}
         self._pools: dict[Any, tuple[Config, ...]] = {}
@@ -193,7 +201,11 @@ class WideModel(nn.Module):
         """
         if not isinstance(config, Mapping):
             raise ConfigError(f"A config is a mapping from width name to size; {config!r} came.")
-        return Subnet(self, self.plan.config(config))
+        whole = self.plan.config(config)
+        subnet = self._subnets.get(whole)
+        if subnet is None:
+            subnet = self._subnets[whole] = Subnet(self, whole)
+        return subnet
 
     def sample(
         self,
@@ -278,26 +290,31 @@ class WideModel(nn.Module):
         """Run the subnet at a whole config on the arguments of a forward."""
         if config == self.plan.base_config:
             return self.base(*args, **kwargs)
-        run, bound, tensors = self._prepared(config, args, kwargs)
-        return run(bound, *tensors)
+        bound, tensors = self.prepared(config, args, kwargs)
+        return bound.run(bound, *tensors)
 
-    @_disable_dynamo  # finding a graph is not for torch.compile; running it is
-    def _prepared(
+    @step_over
+    def _run_active(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        assert self._active is not None
+        return self.run(self._active, args, kwargs)
+
+    @_disable_dynamo
+    def prepared(
         self, config: Config, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> tuple[Callable[..., Any], Bound, list[Tensor]]:
+    ) -> tuple[Bound, list[Tensor]]:
+        """Return the graph of a config that is not the base's, ready to run, and its inputs."""
         program, inputs = self.program(args, kwargs)
-        return program.run, self.bound(program, config), inputs.tensors
+        return self.bound(program, config), inputs.tensors
 
     def bound(self, program: Program, config: Config) -> Bound:
         """Return the layouts of `config` for a program, from the cache where they are."""
         key = (id(program), config)
         found = self._bound.get(key)
         if found is None:
-            while len(self._bound) >= BOUND_CONFIGS:
-                self._bound.pop(next(iter(self._bound)))
-            found = Bound(
-                program, self.plan, config, self.base, self.rooms, self.statistics.get(config)
-            )
+            if len(self._bound) >= BOUND_CONFIGS:
+                idle = (k for k in self._bound if k[1] not in self._subnets)
+                self._bound.pop(next(idle, None), None)  # type: ignore[arg-type]
+            found = Bound(program, self._sources, config, self.statistics.get(config))
             self._bound[key] = found
         return found
 
@@ -362,7 +379,7 @@ class WideModel(nn.Module):
             for batch in batches:
                 program, inputs = self.program(*arguments(batch))
                 run = runs.setdefault(id(program), BatchStatistics(program))
-                run.add(Bound(program, self.plan, config, self.base, self.rooms), inputs.tensors)
+                run.add(Bound(program, self._sources, config), inputs.tensors)
         finally:
             for m, flag in zip(self.base.modules(), flags, strict=True):
                 m.training = flag
@@ -416,6 +433,7 @@ class Subnet:
         self.config = config
         self._outer: list[Config | None] = []
 
+    @step_over
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.wide.run(self.config, args, kwargs)
 

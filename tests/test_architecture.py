@@ -24,6 +24,7 @@ ORDER = [
     "solve",
     "infer",
     "blocks",
+    "sources",
     "rewrite",
     "calibrate",
     "cost",
