@@ -286,6 +286,7 @@ class WideModel(nn.Module):
             self._costs[inputs.key] = cost(program, self.plan, inputs.tensors), program
         return *self._costs[inputs.key], inputs
 
+    @step_over
     def run(self, config: Config, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run the subnet at a whole config on the arguments of a forward."""
         if config == self.plan.base_config:
