@@ -19,9 +19,9 @@ from .blocks import Assembly, Form, Rooms, assemble, form
 from .plan import Config, Plan
 
 Stretches = Sequence[tuple[int, int]]
-Cut = (
-    tuple[int, list[int], list[bool]] | tuple[int, int, int]
-)  # axis, sizes, kept; or axis, start, length
+Cut = tuple[
+    int, list[int], list[bool]
+]  # axis, the sizes that it is split into, which of them are kept
 Source = Callable[[], Tensor | None]
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -138,7 +138,6 @@ class _Place:
         for _, n in e.full:
             self.all.append((here, n))
             here += n
-        self.in_full = sum(n for _, n in e.full) == e.base + e.new
 
 
 class _Part:
@@ -147,14 +146,12 @@ class _Part:
     def __init__(self) -> None:
         self.into: list[Cut] = []
         self.out_of: list[Cut] = []
-        self.whole = True  # all of the tensor is used
 
     def add(self, axis: int, into: Stretches, length: int, out_of: Stretches, total: int) -> None:
         for cuts, stretches, n in ((self.into, into, length), (self.out_of, out_of, total)):
             made = _cut(axis, stretches, n)
             if made is not None:
                 cuts.append(made)
-        self.whole = self.whole and sum(n for _, n in out_of) == total
 
 
 class Join:
@@ -228,15 +225,18 @@ class Join:
         made: list[Tensor | None] = []
         into: list[Tensor] = []
         out_of: list[Tensor] = []
+        unused: list[Tensor] = []
         for part, t, want in zip(self.parts, tensors, wanted, strict=True):
             g = None
             if want:
-                g = torch.empty_like(t) if part.whole else torch.zeros_like(t)
-                into += _pieces(g, part.out_of)
+                g = torch.empty_like(t)
+                into += _pieces(g, part.out_of, unused)
                 out_of += _pieces(gradient, part.into)
             made.append(g)
         if into:
             torch._foreach_copy_(into, out_of)
+        if unused:
+            torch._foreach_zero_(unused)
         return made
 
 
@@ -264,8 +264,8 @@ class _Joined(torch.autograd.Function):
 
 def _cut(axis: int, stretches: Stretches, total: int) -> Cut | None:
     """Return how to cut `stretches` out of an axis of length `total`; None for the whole."""
-    if len(stretches) == 1:
-        return None if stretches[0] == (0, total) else (axis, *stretches[0])
+    if len(stretches) == 1 and stretches[0] == (0, total):
+        return None
     sizes: list[int] = []
     kept: list[bool] = []
     here = 0
@@ -282,13 +282,12 @@ def _cut(axis: int, stretches: Stretches, total: int) -> Cut | None:
     return axis, sizes, kept
 
 
-def _pieces(t: Tensor, cuts: Sequence[Cut]) -> list[Tensor]:
+def _pieces(t: Tensor, cuts: Sequence[Cut], rest: list[Tensor] | None = None) -> list[Tensor]:
+    """Return the views that `cuts` keep; what they leave is added to `rest`."""
     views = [t]
-    for axis, first, second in cuts:
-        if isinstance(first, int):
-            assert isinstance(second, int)
-            views = [v.narrow(axis, first, second) for v in views]
-        else:
-            assert isinstance(second, list)
-            views = [p for v in views for p in compress(v.split(first, axis), second)]  # type: ignore[no-untyped-call]
+    for axis, sizes, kept in cuts:
+        pieces = [list(v.split(sizes, axis)) for v in views]  # type: ignore[no-untyped-call]
+        views = [p for group in pieces for p in compress(group, kept)]
+        if rest is not None:
+            rest += [p for group in pieces for p, k in zip(group, kept, strict=True) if not k]
     return views
