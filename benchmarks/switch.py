@@ -5,7 +5,6 @@
 Milliseconds, medians over configs that were not seen before, each side in turn:
   switch   the first pass of a config minus its second one, forward, on 2 images, on the meta device where no
            arithmetic hides it: what has to be worked out once per config
-  call     that second pass minus the same pass of the extracted network: Python's work on every pass
   sample   wide.sample();  budget: wide.sample(budget=2), after the first one, and first: the first one
   macs     wide.macs(config);  extract: netaugfx.extract(wide, config)
 """
@@ -21,7 +20,7 @@ from timing import MODELS, build, publish, seconds
 
 import netaugfx
 
-COLUMNS = ("switch", "call", "sample", "budget", "first", "macs", "extract")
+COLUMNS = ("switch", "sample", "budget", "first", "macs", "extract")
 
 
 def measure(name: str, side: int, configs: int) -> tuple[int, dict[str, float]]:
@@ -32,7 +31,6 @@ def measure(name: str, side: int, configs: int) -> tuple[int, dict[str, float]]:
     generator = torch.Generator().manual_seed(0)
     first = seconds(lambda: wide.sample(generator, budget=2))
     wide.at(wide.max_config)(x)  # the graph
-    plain = netaugfx.extract(wide, wide.max_config).train()
     taken: dict[str, list[float]] = {column: [] for column in COLUMNS}
     taken["first"].append(first)
     with torch.no_grad():
@@ -40,7 +38,6 @@ def measure(name: str, side: int, configs: int) -> tuple[int, dict[str, float]]:
             config = wide.sample(generator)
             new, again = (seconds(lambda c=config: wide.at(c)(x)) for _ in range(2))
             taken["switch"].append(new - again)
-            taken["call"].append(again - seconds(lambda: plain(x)))
             taken["sample"].append(seconds(lambda: wide.sample(generator)))
             taken["budget"].append(seconds(lambda: wide.sample(generator, budget=2)))
             taken["macs"].append(seconds(lambda c=config: wide.macs(c)))

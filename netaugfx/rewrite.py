@@ -80,7 +80,7 @@ class Bound:
     ) -> None:
         layout = sources.at(config)
         self.counts = [size(axis, config) for axis in program.sizes]
-        self.modules = [sources.base.get_submodule(path) for path in program.modules]
+        self.modules = [sources.module(path) for path in program.modules]
         self.constants = program.traced.constants
         self.device = next((p.device for p in sources.base.parameters()), torch.device("cpu"))
         self.sources: list[Source] = []

@@ -6,8 +6,8 @@ every element once, forward and backward, whatever the number of pieces.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property, partial
 from itertools import compress
 from typing import Any
 
@@ -19,9 +19,9 @@ from .blocks import Assembly, Form, Rooms, assemble, form
 from .plan import Config, Plan
 
 Stretches = Sequence[tuple[int, int]]
-Cut = tuple[
-    int, list[int], list[bool]
-]  # axis, the sizes that it is split into, which of them are kept
+# the sizes that an axis is split into, and which of them are kept; None: all of it
+Cut = tuple[list[int], list[bool]] | None
+Cuts = Sequence[tuple[int, tuple[list[int], list[bool]]]]
 Source = Callable[[], Tensor | None]
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -33,12 +33,19 @@ class Sources:
         self.plan, self.base, self.rooms = plan, base, rooms
         self.axes: dict[Axis, int] = {}  # distinct elastic axes, numbered
         self._known: dict[str, _Stored] = {}
+        self._modules: dict[str, nn.Module] = {}
 
     def stored(self, name: str) -> _Stored:
         """Return the Parameter or buffer `name` with its blocks."""
         if name not in self._known:
             self._known[name] = _Stored(name, self)
         return self._known[name]
+
+    def module(self, path: str) -> nn.Module:
+        """Return the base's module at `path`."""
+        if path not in self._modules:
+            self._modules[path] = self.base.get_submodule(path)
+        return self._modules[path]
 
     def at(self, config: Config) -> Layout:
         """Return where tensors come from at `config`."""
@@ -103,7 +110,7 @@ class Layout:
             return stored.as_it_is
         if key not in self._joins:
             places = [(i, self._place(stored.form.axes[i], k)) for i, k in key]
-            grows = not all(place.extent.at_base for _, place in places)
+            grows = any(place.grows for _, place in places)
             self._joins[key] = Join(places) if grows else None
         join = self._joins[key]
         return stored.as_it_is if join is None else partial(stored.grown, join)
@@ -118,76 +125,87 @@ class Layout:
 
 
 class _Place:
-    """An extent, as stretches of the subnet's tensor and of the tensors that it comes from."""
+    """An extent, and how it cuts the subnet's tensor and the tensors that it comes from."""
 
     def __init__(self, e: Extent) -> None:
         self.extent, self.length = e, e.length
-        self.base: list[
-            tuple[int, int]
-        ] = []  # where base and new elements stand in the subnet's tensor
-        self.new: list[tuple[int, int]] = []
-        self.of_base: list[tuple[int, int]] = []  # and in their own
-        self.of_new: list[tuple[int, int]] = []
-        here = 0
-        for run in e.runs:
-            (self.new if run.new else self.base).append((here, run.length))
-            (self.of_new if run.new else self.of_base).append((run.start, run.length))
-            here += run.length
-        self.all: list[tuple[int, int]] = []
-        here = 0
-        for _, n in e.full:
-            self.all.append((here, n))
-            here += n
+        self.grows = not e.at_base
+        new = [run for run in e.runs if run.new]
+        # one new stretch behind the base's
+        self.tail = new[0] if len(new) == 1 and len(e.runs) == 2 and e.runs[1].new else None
+
+    @cached_property
+    def of_base(self) -> tuple[Cut, Cut]:
+        """Where base elements stand in the subnet's tensor, and in their own."""
+        return self._own(False), _cut(_stretches(self.extent, False), self.extent.base)
+
+    @cached_property
+    def of_new(self) -> tuple[Cut, Cut]:
+        """Where new elements stand in the subnet's tensor, and in their own."""
+        return self._own(True), _cut(_stretches(self.extent, True), self.extent.new)
+
+    @cached_property
+    def of_all(self) -> tuple[Cut, Cut]:
+        """Where all elements stand in the subnet's tensor, and in the largest form."""
+        full = self.extent.full
+        into = ([n for _, n in full], [True] * len(full)) if len(full) > 1 else None
+        return into, _cut(full, self.extent.base + self.extent.new)
+
+    def _own(self, new: bool) -> Cut:
+        if len(self.extent.runs) == 1:
+            return None
+        return [run.length for run in self.extent.runs], [
+            run.new is new for run in self.extent.runs
+        ]
+
+
+def _stretches(e: Extent, new: bool) -> Stretches:
+    return [(run.start, run.length) for run in e.runs if run.new is new]
 
 
 class _Part:
-    """What comes from one tensor: the cuts of the subnet's tensor, and those of the tensor itself."""
+    """What comes from one tensor: the cuts of the subnet's tensor, and those of the tensor itself, by axis."""
 
-    def __init__(self) -> None:
-        self.into: list[Cut] = []
-        self.out_of: list[Cut] = []
-
-    def add(self, axis: int, into: Stretches, length: int, out_of: Stretches, total: int) -> None:
-        for cuts, stretches, n in ((self.into, into, length), (self.out_of, out_of, total)):
-            made = _cut(axis, stretches, n)
-            if made is not None:
-                cuts.append(made)
+    def __init__(self, cuts: Iterable[tuple[int, tuple[Cut, Cut]]]) -> None:
+        cuts = list(cuts)
+        self.into = [(axis, into) for axis, (into, _) in cuts if into is not None]
+        self.out_of = [(axis, out_of) for axis, (_, out_of) in cuts if out_of is not None]
 
 
 class Join:
     """How a tensor of one config is put together from the base's and from blocks.
 
     Args:
-        places: Per elastic axis in block order, how it is laid out.
+        places: Per elastic axis in block order, how it is laid out; some grow.
     """
 
     def __init__(self, places: Sequence[tuple[int, _Place]]) -> None:
-        self.steps = tuple((i, place.extent) for i, place in places)
-        self.lengths = [(i, place.length) for i, place in places]
-        self.used = [i for i, place in places if place.new]
-        self.parts = [_Part()]
-        for i, p in places:
-            self.parts[0].add(i, p.base, p.length, p.of_base, p.extent.base)
+        self.places = places
+        self.used = [i for i, place in places if place.grows]
+        axis, last = places[-1]
+        self.tail = (axis, last.tail) if self.used == [axis] and last.tail is not None else None
+
+    @property
+    def steps(self) -> tuple[tuple[int, Extent], ...]:
+        return tuple((i, place.extent) for i, place in self.places)
+
+    @cached_property
+    def parts(self) -> list[_Part]:
+        """What comes from the base's tensor, then from every block that is used."""
+        places = self.places
+        parts = [_Part((i, p.of_base) for i, p in places)]
         for k, (axis, place) in enumerate(places):
-            if not place.new:
-                continue
-            part = _Part()
-            for i, p in places[:k]:
-                part.add(i, p.base, p.length, p.of_base, p.extent.base)
-            part.add(axis, place.new, place.length, place.of_new, place.extent.new)
-            for i, p in places[k + 1 :]:
-                part.add(i, p.all, p.length, p.extent.full, p.extent.base + p.extent.new)
-            self.parts.append(part)
-        axis, place = places[-1]
-        simple = self.used == [axis] and len(place.extent.runs) == 2 and place.base[0][0] == 0
-        # one stretch of one block behind the base: a plain concatenation costs less Python
-        self.tail = (axis, *place.of_new[0]) if simple else None
+            if place.grows:
+                before = [(i, p.of_base) for i, p in places[:k]]
+                behind = [(i, p.of_all) for i, p in places[k + 1 :]]
+                parts.append(_Part([*before, (axis, place.of_new), *behind]))
+        return parts
 
     def __call__(self, base: Tensor, blocks: Sequence[Tensor]) -> Tensor:
         """Return the subnet's tensor: a new one."""
         if self.tail is not None:
-            axis, start, n = self.tail
-            return torch.cat((base, blocks[0].narrow(axis, start, n)), axis)
+            axis, run = self.tail  # a plain concatenation costs less Python
+            return torch.cat((base, blocks[0].narrow(axis, run.start, run.length)), axis)
         if torch.is_grad_enabled() and (base.requires_grad or any(b.requires_grad for b in blocks)):
             made: Tensor = _Joined.apply(self, base, *blocks)
             return made
@@ -201,8 +219,8 @@ class Join:
         """Return the subnet's tensor from the base's and the blocks."""
         base = tensors[0]
         shape = list(base.shape)
-        for axis, n in self.lengths:
-            shape[axis] = n
+        for axis, place in self.places:
+            shape[axis] = place.length
         kind = torch.contiguous_format if base.is_contiguous() else FORMATS.get(base.dim())
         made = torch.empty(
             shape,
@@ -262,8 +280,8 @@ class _Joined(torch.autograd.Function):
         return None, *(next(found) if want else None for want in wanted)
 
 
-def _cut(axis: int, stretches: Stretches, total: int) -> Cut | None:
-    """Return how to cut `stretches` out of an axis of length `total`; None for the whole."""
+def _cut(stretches: Stretches, total: int) -> Cut:
+    """Return how to cut `stretches` out of an axis of length `total`."""
     if len(stretches) == 1 and stretches[0] == (0, total):
         return None
     sizes: list[int] = []
@@ -279,13 +297,13 @@ def _cut(axis: int, stretches: Stretches, total: int) -> Cut | None:
     if here < total:
         sizes.append(total - here)
         kept.append(False)
-    return axis, sizes, kept
+    return sizes, kept
 
 
-def _pieces(t: Tensor, cuts: Sequence[Cut], rest: list[Tensor] | None = None) -> list[Tensor]:
+def _pieces(t: Tensor, cuts: Cuts, rest: list[Tensor] | None = None) -> list[Tensor]:
     """Return the views that `cuts` keep; what they leave is added to `rest`."""
     views = [t]
-    for axis, sizes, kept in cuts:
+    for axis, (sizes, kept) in cuts:
         pieces = [list(v.split(sizes, axis)) for v in views]  # type: ignore[no-untyped-call]
         views = [p for group in pieces for p in compress(group, kept)]
         if rest is not None:
