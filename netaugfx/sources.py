@@ -184,13 +184,13 @@ class Join:
         self.used = [i for i, place in places if place.grows]
         axis, last = places[-1]
         self.tail = (axis, last.tail) if self.used == [axis] and last.tail is not None else None
+        self.parts = self._parts() if self.tail is None else []
 
     @property
     def steps(self) -> tuple[tuple[int, Extent], ...]:
         return tuple((i, place.extent) for i, place in self.places)
 
-    @cached_property
-    def parts(self) -> list[_Part]:
+    def _parts(self) -> list[_Part]:
         """What comes from the base's tensor, then from every block that is used."""
         places = self.places
         parts = [_Part((i, p.of_base) for i, p in places)]
