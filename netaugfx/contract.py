@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,8 @@ from .rules import is_leaf, resize
 from .rules.norm import BATCH_NORM
 from .solve import where
 from .trace import trace
+from .trace.meta import compute, substitute
+from .whole import keep_whole
 
 HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
@@ -118,15 +120,44 @@ def extract(wide: WideModel, config: Mapping[str, int]) -> nn.Module:
     for graph in graphs:
         _with_modules(graph, network)
     texts = [_numbered(graph) for graph in graphs]
+    chosen: int | None = 0
     if texts[0] != texts[1]:
+        chosen = keep_whole(
+            graphs,
+            programs,
+            partial(_holds, texts=texts, programs=programs, wide=wide, config=config),
+        )
+    if chosen is None:
         line = next((a for a, b in zip(*texts, strict=False) if a != b), "its end")
         raise ExtractError(
             "Cannot extract a network of plain modules: the model's own class does not run at this "
             f"config, since {why}; nor can a graph stand for it, since it differs between train and "
             f"eval mode at {line}."
         )
-    _guard(graphs[0], programs[0], wide.plan, config)
-    return _module(network, programs[0], graphs[0])
+    _guard(graphs[chosen], programs[chosen], wide.plan, config)
+    return _module(network, programs[chosen], graphs[chosen])
+
+
+def _holds(
+    graph: fx.Graph,
+    texts: list[list[str]],
+    programs: list[Program],
+    wide: WideModel,
+    config: Config,
+) -> bool:
+    """Return whether `graph`, traced anew in the mode of each program, gives the text of that program's graph."""
+    for text, program in zip(texts, programs, strict=True):
+        network = _resized(program.traced.root, _sized(wide.plan, config))
+        _with_modules(contract(program, config, wide.plan), network)
+        module = _module(network, program, copy.deepcopy(graph))
+        inputs = [torch.empty_like(t, device="meta") for t in program.traced.inputs.tensors]
+        try:
+            traced = trace(module, tuple(inputs), {}, is_leaf=is_leaf, opaque=program.traced.opaque)
+        except (NetAugFXError, RuntimeError):
+            return False
+        if _numbered(traced.graph) != text:
+            return False
+    return True
 
 
 def _guard(graph: fx.Graph, program: Program, plan: Plan, config: Config) -> None:
@@ -141,13 +172,12 @@ def _guard(graph: fx.Graph, program: Program, plan: Plan, config: Config) -> Non
         program,
         contract(program, config, plan),
     )
-    seen = _Values(sized)
-    seen.run(*inputs)
+    seen = _numbers(sized.to("meta"), inputs, program.traced.device)
     named = {n.name: n for n in graph.nodes}
     for guard in program.traced.guards:
         known: Any = guard.value
         node = named.get(guard.node.name)
-        value = seen.values.get(guard.node.name)
+        value = seen.get(guard.node.name)
         plain = isinstance(guard.value, bool | int | float) and isinstance(
             value, bool | int | float
         )
@@ -164,18 +194,19 @@ def _guard(graph: fx.Graph, program: Program, plan: Plan, config: Config) -> Non
             graph.call_function(torch._assert, (same, text))
 
 
-class _Values(fx.Interpreter):
-    """A graph run with the numbers that it computes kept, by node name."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.values: dict[str, Any] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if isinstance(value, bool | int | float):
-            self.values[n.name] = value
-        return value
+def _numbers(
+    module: fx.GraphModule, inputs: Sequence[Tensor], device: torch.device
+) -> dict[str, bool | int | float]:
+    """Return the numbers that a graph computes from `inputs` on the meta device, by node name."""
+    values: dict[fx.Node, Any] = {}
+    tensors = iter(inputs)
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            values[node] = next(tensors)
+        elif node.op != "output":
+            call = substitute((node.args, node.kwargs), values.__getitem__)
+            values[node] = compute(module, device, node.op, node.target, *call)
+    return {n.name: v for n, v in values.items() if isinstance(v, bool | int | float)}
 
 
 def _numbered(graph: fx.Graph) -> list[str]:
@@ -340,10 +371,17 @@ def _differs(program: Program, wide: WideModel, config: Config) -> str | None:
         for path, axis in program.typing.counts.get(a, {}).items():
             found: list[Any] = []
             left = replace_argument(*left, path, lambda _: "count")
-            right = replace_argument(*right, path, partial(_keep, found))
+            right = replace_argument(*right, path, partial(_keep, found, "count"))
             n = found[0].meta["val"] if isinstance(found[0], fx.Node) else found[0]
             if n != size(axis, config):
                 return f"{where(b)} would take {n} channels instead of {size(axis, config)}"
+        for path, kept in program.typing.numbers.get(a, {}).items():
+            found = []
+            left = replace_argument(*left, path, lambda _: "number")
+            right = replace_argument(*right, path, partial(_keep, found, "number"))
+            n = found[0].meta["val"] if isinstance(found[0], fx.Node) else found[0]
+            if n != kept:
+                return f"{where(b)} would compute with {n:.6g} instead of the base's {kept:.6g}"
         extra = program.typing.extra.get(a, {})
         if extra.items() - right[1].items():
             return f"{where(b)} needs {extra}"
@@ -358,6 +396,6 @@ def _differs(program: Program, wide: WideModel, config: Config) -> str | None:
     return None
 
 
-def _keep(found: list[Any], argument: Any) -> str:
+def _keep(found: list[Any], text: str, argument: Any) -> str:
     found.append(argument)
-    return "count"
+    return text

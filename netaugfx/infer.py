@@ -50,12 +50,14 @@ def infer(
     """
     solver = Solver(traces[0].root, plan)
     typings = [solver.graph(traced) for traced in traces]
+    solver.keep_numbers()
     if plan is not None:
         solver.check()
         names = {v: name for name, v in solver.seeds.items()}
         return plan, [_named(typing, names) for typing in typings]
-    solver.keep(keep, traces[0].root)
     solver.require_makers()
+    solver.choose()
+    solver.keep(keep, traces[0].root)
     names = solver.names()
     by_name = {name: v for v, name in names.items()}
     for name, reason in pins.items():
@@ -141,6 +143,13 @@ def _named(typing: Typing, names: Mapping[Var, str]) -> Typing:
         named = {path: name(axis) for path, axis in counts.items()}
         return {p: a for p, a in named.items() if any(isinstance(f, str) for s in a for f in s)}
 
+    def numbers(found: Mapping[Path, Any]) -> dict[Path, Any]:
+        return {
+            path: value
+            for path, (value, axes) in found.items()
+            if any(isinstance(f, str) for axis in axes for s in name(axis) for f in s)
+        }
+
     def call(c: Call) -> Call:
         args = tuple(call(a) if isinstance(a, Call) else a for a in c.args)
         return Call(c.target, args, dict(c.kwargs), elastic(c.counts))
@@ -151,6 +160,7 @@ def _named(typing: Typing, names: Mapping[Var, str]) -> Typing:
         calls={node: call(c) for node, c in typing.calls.items()},
         mixed=set(typing.mixed),
         extra=dict(typing.extra),
+        numbers={node: kept for node, n in typing.numbers.items() if (kept := numbers(n))},
     )
 
 

@@ -188,6 +188,8 @@ class _Rewriter:
             return self._module(node, args, kwargs)
         for path, axis in self.program.typing.counts.get(node, {}).items():
             args, kwargs = replace_argument(args, kwargs, path, partial(self._count, axis))
+        for path, number in self.program.typing.numbers.get(node, {}).items():
+            args, kwargs = replace_argument(args, kwargs, path, partial(_instead, number))
         kwargs = {**kwargs, **self.program.typing.extra.get(node, {})}
         if node.op == "call_method":
             return graph.create_node("call_method", node.target, args, kwargs, name=node.name)
@@ -259,19 +261,31 @@ class _Rewriter:
         owner_path, _, leaf = str(node.target).rpartition(".")
         if leaf not in self.program.traced.root.get_submodule(owner_path)._buffers:
             return False
-        for user in node.users:
-            name = (
-                user.target
-                if isinstance(user.target, str)
-                else getattr(user.target, "__name__", "")
-            )
-            if user.target in SUBNET_FORMS:
-                continue
-            if user.op == "output" or rule_of(user.target) is None or name.endswith("_"):
-                return True
-            if name.startswith("i") and getattr(user.target, "__module__", "") == "_operator":
-                return True
+        return _written(node)
+
+
+def _written(node: fx.Node) -> bool:
+    """Return whether something may write to the value of a node, or to a view of it."""
+    for user in node.users:
+        name = user.target if isinstance(user.target, str) else getattr(user.target, "__name__", "")
+        if user.target in SUBNET_FORMS:
+            continue
+        if user.op == "output" or rule_of(user.target) is None or name.endswith("_"):
+            return True
+        if name == "setitem" and user.args[0] is node:
+            return True
+        if name.startswith("i") and getattr(user.target, "__module__", "") == "_operator":
+            return True
+        if _same_storage(user.meta["val"], node.meta["val"]) and _written(user):
+            return True
+    return False
+
+
+def _same_storage(a: Any, b: Any) -> bool:
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return False
+    same: bool = a.untyped_storage()._cdata == b.untyped_storage()._cdata
+    return same
 
 
 UNREAD = (BATCH_NORM.index("running_mean"), BATCH_NORM.index("running_var"))
@@ -320,7 +334,7 @@ def _inside(value: Any, path: Path, make: Callable[[Any], Any]) -> Any:
     return tuple(items) if isinstance(value, tuple) else items
 
 
-def _instead(n: int, _: Any) -> int:
+def _instead(n: int | float, _: Any) -> int | float:
     return n
 
 
@@ -341,6 +355,8 @@ def contract(program: Program, config: Config, plan: Plan) -> fx.Graph:
             for path, axis in program.typing.counts.get(origin, {}).items():
                 n = size(axis, config)
                 args, kwargs = replace_argument(args, kwargs, path, partial(_instead, n))
+            for path, number in program.typing.numbers.get(origin, {}).items():
+                args, kwargs = replace_argument(args, kwargs, path, partial(_instead, number))
             kwargs = {**kwargs, **program.typing.extra.get(origin, {})}
         made = graph.create_node(origin.op, origin.target, args, kwargs, name=origin.name)
         made.meta.update(origin.meta)

@@ -13,9 +13,12 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .axes import (
+    ONE_FACTOR,
     Axis,
     OpenAxis,
     Var,
+    choose,
+    elastic,
     fixed,
     free,
     length,
@@ -30,6 +33,7 @@ from .trace import Traced
 
 READS: frozenset[Any] = frozenset({operator.getitem, "size", getattr})
 OUTPUT = "it is an output of the network"
+FEW = 16  # segments; a pinned axis of more of them is listed as one
 HARMLESS = {
     "size",
     "dim",
@@ -40,6 +44,7 @@ HARMLESS = {
     "is_floating_point",
     "element_size",
 }
+RANKS = {"dim", "ndim", "ndimension", "dtype", "device", "is_floating_point", "element_size"}
 
 
 @dataclass
@@ -53,6 +58,8 @@ class Typing:
         calls: Node of a layer with Parameters -> the functions that it stands for.
         mixed: Nodes whose result depends on all channels, new ones included (a norm over channels).
         extra: Node -> keyword arguments that subnets add (the base's scale of an attention).
+        numbers: Node -> which of its arguments are computed from channel counts but are no lengths, with the base's
+            values, which subnets keep (`q / math.sqrt(q.shape[-1])`).
     """
 
     axes: dict[fx.Node, Any] = field(default_factory=dict)
@@ -60,6 +67,7 @@ class Typing:
     calls: dict[fx.Node, Call] = field(default_factory=dict)
     mixed: set[fx.Node] = field(default_factory=set)
     extra: dict[fx.Node, dict[str, Any]] = field(default_factory=dict)
+    numbers: dict[fx.Node, dict[Path, Any]] = field(default_factory=dict)
 
 
 class Solver:
@@ -79,9 +87,10 @@ class Solver:
         self.parameters: dict[str, tuple[OpenAxis, ...]] = {}
         self.summed: dict[str, set[int]] = {}
         self.fills: dict[str, float] = {}
-        self.weights: dict[tuple[str, int], None] = {}
+        self.weights: dict[tuple[str, int], OpenAxis] = {}
         self.touched: list[tuple[str, OpenAxis]] = []
         self.ordered: list[OpenAxis] = []
+        self.numbers: list[tuple[str, list[OpenAxis]]] = []
         self.opaque: dict[str, str] = {}
 
     def parameter(self, name: str) -> Typed | None:
@@ -92,7 +101,10 @@ class Solver:
         name = self.first.get(id(tensor), name)
         if name not in self.parameters:
             if self.plan is None:
-                self.parameters[name] = tuple(free(n) for n in tensor.shape)
+                kernel = self._kernel(name)
+                self.parameters[name] = tuple(
+                    fixed(n) if i in kernel else free(n) for i, n in enumerate(tensor.shape)
+                )
             else:
                 axes = self.plan.axes.get(name)
                 self.parameters[name] = (
@@ -112,6 +124,14 @@ class Solver:
             if leaf in room:
                 return room[leaf]
         return None
+
+    def _kernel(self, name: str) -> range:
+        """Return the axes of a convolution's weight that are its kernel's extent, and so no widths."""
+        path, _, leaf = name.rpartition(".")
+        m = self.root.get_submodule(path)
+        if leaf == "weight" and isinstance(m, nn.modules.conv._ConvNd):
+            return range(2, 2 + len(m.kernel_size))
+        return range(0)
 
     def _seeded(self, axis: Axis) -> OpenAxis:
         return tuple(
@@ -178,7 +198,8 @@ class Solver:
         if isinstance(node.target, type):
             self._pin(inputs, OUTPUT)
             return value, {}
-        if not any(isinstance(v, Tensor) for v in tree_leaves(value)):
+        writes = node.target is operator.setitem
+        if not writes and not any(isinstance(v, Tensor) for v in tree_leaves(value)):
             if inputs and not _harmless(node):
                 self._pin(inputs, f"{where(node)} has no rule")
             return value, {}
@@ -199,7 +220,7 @@ class Solver:
                 return self.parameter(f"{node.target}.{name}")
 
             if _altered(target):
-                why = f"{where(node)} computes its weight from other Parameters"
+                why = f"{where(node)} {_altering(target)}"
                 self.opaque[str(node.target)] = why
                 self._pin(inputs, why)
                 return _plain(value), {}
@@ -212,20 +233,28 @@ class Solver:
             parameter=parameter,
             derived=_derived(node),
             computed=_derived(node, READS),
+            lengths=_lengths(node, typed),
         )
-        return self._apply(op, target, value, node, typing)
+        return self._apply(op, target, value, node, typing, typed)
 
     def _apply(
-        self, op: Op, target: Any, value: Any, node: fx.Node, typing: Typing
+        self,
+        op: Op,
+        target: Any,
+        value: Any,
+        node: fx.Node,
+        typing: Typing,
+        typed: Mapping[fx.Node, Any] = {},
     ) -> tuple[Any, dict[Path, Any]]:
         rule = rule_of(target)
         axes: Any = None
+        why = "has no rule"
         if rule is not None:
             try:
                 axes = rule(op)
                 _check(axes, value)
-            except NoRule:
-                rule = None
+            except NoRule as form:
+                rule, why = None, str(form) or why
             except (
                 Exception
             ) as error:  # a rule that fails must not stop inference: its operator is pinned
@@ -238,7 +267,7 @@ class Solver:
             if op.module is not None:
                 mine = [n for n, _ in op.module.named_parameters(recurse=False)]
                 extra = [t for n in mine if (t := op.parameter(n)) is not None]
-            self._pin([*op.tensors, *extra], f"{op.where} has no rule")
+            self._pin([*op.tensors, *extra], f"{op.where} {why}")
             return _plain(value), {}
         if op.mixes:
             typing.mixed.add(node)
@@ -248,7 +277,14 @@ class Solver:
         for name, axis in op.summed:
             self.summed.setdefault(name, set()).add(axis)
         self.fills.update(op.filled)
-        self.weights.update(dict.fromkeys(op.layers))
+        for weight, axis in op.layers:
+            self.weights[weight.name or node.name, axis] = weight.axes[axis]
+        for path in op.numbers:
+            source = _argument(node, path)
+            if isinstance(source, fx.Node) and isinstance(source.meta["val"], int | float):
+                axes_read = _read(source, typed)
+                typing.numbers.setdefault(node, {})[path] = (source.meta["val"], axes_read)
+                self.numbers.append((where(node), axes_read))
         return _join(value, axes), op.counts
 
     def _call(self, call: Call, value: Any, node: fx.Node, typing: Typing) -> Any:
@@ -282,6 +318,16 @@ class Solver:
                 pin(axis, reason)
 
     # -------------------------------------------------------------------------------------- after the graphs
+
+    def keep_numbers(self) -> None:
+        """Pin what is computed with as a number together with lengths that are not channel counts.
+
+        A number of channel counts alone stays the base's; of an image's size, it must follow.
+        """
+        for here, axes in self.numbers:
+            if any(elastic(a) for a in axes) and any(not variables(resolve(a)) for a in axes):
+                for axis in axes:
+                    pin(axis, f"{here} computes with its length and that of another axis at once")
 
     def check(self) -> None:
         """Raise if a width of the given plan had to be bound or pinned."""
@@ -327,6 +373,11 @@ class Solver:
                     if v not in made and v.reason is None:
                         v.reason = "no Parameter makes these channels"
 
+    def choose(self) -> None:
+        """Let one factor of every product grow."""
+        here = [axis for axes in self.parameters.values() for axis in axes]
+        choose([*here, *dict.fromkeys(axis for _, axis in self.touched)])
+
     def names(self) -> dict[Var, str]:
         """Name every variable after the first layer that has it, with an index where that layer has several."""
         names: dict[Var, str] = {}
@@ -334,6 +385,12 @@ class Solver:
             owner = parameter.rpartition(".")[0] or parameter
             for i, axis in enumerate(axes):
                 distinct = list(dict.fromkeys(variables(resolve(axis))))
+                if len(distinct) > 1:  # the factors that stay are no width of this layer
+                    distinct = [v for v in distinct if v.reason != ONE_FACTOR]
+                if len(distinct) > FEW and all(v.reason for v in distinct):
+                    distinct = distinct[
+                        :1
+                    ]  # an axis that slices cut to pieces and something pinned
                 new = [v for v in distinct if v not in names]
                 for v in new:
                     name = owner if len(distinct) == 1 else f"{owner}[{distinct.index(v)}]"
@@ -369,8 +426,8 @@ class Solver:
     def share(self) -> tuple[float, int]:
         """Return the elastic output channels of convolution and linear layers over all, and how many there are."""
         elastic = total = 0
-        for name, axis in self.weights:
-            for segment in resolve(self.parameters[name][axis]):
+        for axis in self.weights.values():
+            for segment in resolve(axis):
                 n = 1
                 for f in segment:
                     n *= f if isinstance(f, int) else f.size
@@ -420,6 +477,87 @@ def _altered(module: nn.Module) -> bool:
     return "weight" not in module._parameters and hasattr(module, "weight")
 
 
+def _altering(module: nn.Module) -> str:
+    """Return how a layer's weight comes about that is not simply its Parameter."""
+    lists: Any = getattr(module, "parametrizations", {})
+    names = [type(p).__name__.strip("_") for several in lists.values() for p in several]
+    if "SpectralNorm" in names:
+        return (
+            "divides its weight by the largest singular value of the whole, estimated by iterations "
+            "whose state belongs to the base (SpectralNorm)"
+        )
+    if names:
+        return f"computes its weight from other Parameters ({', '.join(names)})"
+    return "computes its weight from other Parameters"
+
+
+def _argument(node: fx.Node, path: Path) -> Any:
+    """Return what stands at `path` among the arguments of a node."""
+    found: Any = node.args if isinstance(path[0], int) else node.kwargs
+    for step in path:
+        found = found[step]
+    return found
+
+
+def _shape(node: Any, typed: Mapping[fx.Node, Any]) -> Sequence[OpenAxis] | None:
+    """Return the axes whose lengths a node holds (`x.shape`, `x.size()`, `x.shape[2:]`), None for any other."""
+    if not isinstance(node, fx.Node) or not node.args:
+        return None
+    source: Any = node.args[0]
+    if node.target is operator.getitem and isinstance(node.args[1], slice):
+        found = _shape(source, typed)
+        bounds = (node.args[1].start, node.args[1].stop, node.args[1].step)
+        literal = all(b is None or isinstance(b, int) for b in bounds)
+        return None if found is None or not literal else found[node.args[1]]
+    whole = node.target == "size" and len(node.args) == 1 and not node.kwargs
+    tensor = typed.get(source) if isinstance(source, fx.Node) else None
+    if isinstance(tensor, Typed) and (whole or node.args[1:] == ("shape",)):
+        return tensor.axes
+    return None
+
+
+def _length(node: Any, typed: Mapping[fx.Node, Any]) -> OpenAxis | None:
+    """Return the axis whose length a node reads (`x.shape[1]`, `x.size(1)`), None for any other node."""
+    if not isinstance(node, fx.Node) or not node.args:
+        return None
+    source: Any = node.args[0]
+    index: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    if not isinstance(index, int):
+        return None
+    if node.target is operator.getitem:
+        axes = _shape(source, typed)
+        return None if axes is None else axes[index]
+    tensor = typed.get(source) if isinstance(source, fx.Node) else None
+    return tensor.axes[index] if node.target == "size" and isinstance(tensor, Typed) else None
+
+
+def _lengths(node: fx.Node, typed: Mapping[fx.Node, Any]) -> dict[Path, OpenAxis]:
+    """Return which arguments of a node are lengths of axes, and of which."""
+    found: dict[Path, OpenAxis] = {}
+    for path in _derived(node):
+        argument = _argument(node, path)
+        axis, axes = _length(argument, typed), _shape(argument, typed)
+        if axis is not None:
+            found[path] = axis
+        found |= {(*path, i): one for i, one in enumerate(axes or ())}
+    return found
+
+
+def _read(node: fx.Node, typed: Mapping[fx.Node, Any]) -> list[OpenAxis]:
+    """Return the axes whose lengths a number depends on."""
+    axis = _length(node, typed)
+    if axis is not None:
+        return [axis]
+    found: list[OpenAxis] = []
+    for source in node.all_input_nodes:
+        tensor = typed.get(source)
+        if not isinstance(tensor, Typed):
+            found += _read(source, typed)
+        elif node.target not in RANKS and not (node.target is getattr and node.args[1] in RANKS):
+            found += tensor.axes
+    return found
+
+
 def _derived(node: fx.Node, without: frozenset[Any] = frozenset()) -> frozenset[Path]:
     def counts(argument: Any) -> bool:
         return isinstance(argument, fx.Node) and argument.target not in without
@@ -451,6 +589,8 @@ def _check(axes: Any, value: Any) -> None:
 
 
 def _join(value: Any, axes: Any) -> Any:
+    if value is None:  # an assignment
+        return None
     if isinstance(value, Tensor):
         return Typed(value, tuple(axes))
     joined = [_join(v, a) for v, a in zip(value, axes, strict=True)]

@@ -843,7 +843,7 @@ class UnknownInTheMiddle(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(F.relu(self.before(x)))
-        x = torch.cumsum(x, dim=1)
+        x = torch.flip(x, (1,))
         return self.head(F.relu(self.conv2(x)).mean((2, 3)))
 
 

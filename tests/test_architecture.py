@@ -31,6 +31,7 @@ ORDER = [
     "sampling",
     "model",
     "parts",
+    "whole",
     "contract",
     "containment",
     "verify",

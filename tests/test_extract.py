@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import netaugfx
 
@@ -102,18 +103,27 @@ def test_a_counter_is_no_width() -> None:
 class Normed(nn.Module):
     """Parametrised layers alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, norm: Callable[[nn.Module], nn.Module]) -> None:
         super().__init__()
-        self.a = weight_norm(nn.Conv2d(3, 8, 3, padding=1))
-        self.head = weight_norm(nn.Linear(8, 5))
+        self.a = norm(nn.Conv2d(3, 8, 3, padding=1))
+        self.b = norm(nn.Conv2d(8, 8, 3, groups=8))
+        self.head = norm(nn.Linear(8, 5))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.a(x).mean((2, 3)))
+        return self.head(self.b(self.a(x)).mean((2, 3)))
 
 
-def test_parametrised_layers_are_named() -> None:
-    with pytest.raises(netaugfx.PlanError, match=r"'a' .* computes its weight from other Param"):
-        netaugfx.widen(Normed(), example_inputs=X)
+def test_layers_with_weight_norm_are_extracted_as_they_are() -> None:
+    wide = netaugfx.widen(Normed(weight_norm), example_inputs=X)
+    network = netaugfx.extract(wide, wide.max_config)
+    assert isinstance(network, Normed)
+    assert (network.a.out_channels, network.b.groups, network.head.in_features) == (24, 24, 24)
+    assert torch.allclose(network(X), wide.at(wide.max_config)(X), atol=1e-6)
+
+
+def test_layers_whose_weight_has_a_state_are_named() -> None:
+    with pytest.raises(netaugfx.PlanError, match=r"'a' .* divides its weight by the largest"):
+        netaugfx.widen(Normed(spectral_norm), example_inputs=X)
 
 
 def test_wrong_things_are_refused_by_name() -> None:

@@ -2,19 +2,181 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 
 import netaugfx
 from netaugfx.rules import registry
+from netaugfx.solve import OUTPUT
 from netaugfx.testing import check_rule
 
 X, Y, ROW = torch.randn(2, 6, 4, 4), torch.randn(2, 6, 4, 4), torch.randn(2, 6)
 TOKENS = torch.randn(2, 5, 8)
+
+
+ONE = torch.randn(2, 1, 4, 4)
+MAP1, MAP3 = torch.randn(2, 6, 8), torch.randn(2, 6, 4, 4, 4)
+GRID = F.affine_grid(torch.eye(2, 3).repeat(2, 1, 1), [2, 1, 3, 3], align_corners=False)
+KERNEL = torch.ones(4, 4, 3, 3)
+PICKED = torch.tensor([2, 0])
+MASK = torch.tensor([True, False, True, False])
+HALF = torch.full((6,), 0.5)
+
+
+def made(module: nn.Module) -> nn.Module:
+    """Whose Parameters hide nothing."""
+    with torch.no_grad():
+        for p in module.parameters():
+            p.uniform_(0.5, 1.5)
+    return module
+
+
+def assigned(x: Tensor, y: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, :2] = y[:, 4:] * 2
+    x[:, :, 0] = 1.0
+    x[:, :, 1:, 1:] += y[:, :, :-1, :-1]
+    x[x > 1] = 1.0
+    return x
+
+
+def masked(x: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, :, MASK] = 0.0
+    return x
+
+
+def zeros_beside(x: Tensor) -> Tensor:
+    batch, channels, height, width = x.shape
+    return torch.cat([x, x.new_zeros(batch, channels, height, width)], 1)
+
+
+def attention_by_hand(q: Tensor, k: Tensor) -> Tensor:
+    return (q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])).softmax(-1) @ k
+
+
+def scaled_first(q: Tensor, k: Tensor) -> Tensor:
+    q = q * q.size(-1) ** -0.5
+    return (q @ k.mT).softmax(-1) @ k
+
+
+def energy(x: Tensor) -> Tensor:
+    channels = x.shape[1]
+    return x * (x.square().sum(1, keepdim=True) / (channels - 1) + 1e-4).rsqrt()
+
+
+def ranked(x: Tensor) -> Tensor:
+    return x.topk(2, 2).values + x.sort(2)[0][:, :, :2] * x.kthvalue(1, 2)[0][:, :, None]
+
+
+def inner(x: Tensor, y: Tensor) -> Tensor:
+    return torch.tensordot(torch.inner(x, y), y, dims=([2, 3], [0, 1]))
+
+
+def unpooled_by(x: Tensor, y: Tensor) -> Tensor:
+    _, indices = F.max_pool2d(y, 2, return_indices=True)
+    return F.max_unpool2d(F.max_pool2d(x, 2), indices, 2)
+
+
+def sampled(x: Tensor, y: Tensor) -> Tensor:
+    """Channels where a batch is meant."""
+    points = y.transpose(0, 1)[..., :2]
+    return F.grid_sample(x.transpose(0, 1), points, align_corners=False).transpose(0, 1)
+
+
+def warped(x: Tensor) -> Tensor:
+    grid = F.affine_grid(x.mean(1)[:, :2, :3], list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, align_corners=False)
+
+
+def written_out(x: Tensor) -> Tensor:
+    y = x.detach()
+    return x * torch.add(y, 1, out=torch.empty_like(y))
+
+
+class Table(nn.Module):
+    """Words become channels, and are compared with what comes in."""
+
+    def __init__(self, bag: bool = False) -> None:
+        super().__init__()
+        self.embed = nn.EmbeddingBag(7, 8) if bag else nn.Embedding(7, 8)
+        self.register_buffer("words", torch.tensor([[1, 2, 0, 3, 6], [2, 2, 4, 5, 0]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.embed(self.words)
+        return x * (found if found.dim() == 3 else found[:, None])
+
+
+class Unpooled(nn.Module):
+    """Max pooling undone, as in a segmentation network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool, self.unpool = nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, indices = self.pool(x)
+        return self.unpool(y * 2, indices)
+
+
+class Standardised(nn.Conv2d):
+    """A convolution with standardised weights, the mean and the spread by hand."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        var, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True, correction=0)
+        weight = (self.weight - mean) / (var + 1e-5).sqrt()
+        return self._conv_forward(x, weight, self.bias)
+
+
+class StandardisedByNorm(nn.Conv2d):
+    """The same by a batch norm over the weight, as timm's networks without norms have it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(flat, None, None, training=True, momentum=0.0, eps=1e-6)
+        return F.conv2d(x, weight.reshape_as(self.weight), self.bias)
+
+
+class Bilinear(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.form = nn.Bilinear(8, 8, 4)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.form(x, y)
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, need_weights: bool, **options: Any) -> None:
+        super().__init__()
+        self.attention = made(nn.MultiheadAttention(8, 2, **options))
+        self.need_weights = need_weights
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, shares = self.attention(x, x, x, need_weights=self.need_weights)
+        return y if shares is None else y * shares.sum()
+
+
+class CrossAttention(nn.Module):
+    """Masked in both ways."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.attention = made(nn.MultiheadAttention(8, 2, batch_first=True, **options))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        later = torch.ones(5, 5, dtype=torch.bool).triu(1)
+        absent = torch.tensor([[False] * 5, [False] * 4 + [True]])
+        out: Tensor = self.attention(x, y, y * 2, absent, False, later)[0]
+        return out
 
 
 class Eca(nn.Module):
@@ -58,6 +220,10 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
     "pixel shuffle": (nn.PixelShuffle(2), (torch.randn(2, 8, 4, 4),), 1),
     "pixel unshuffle": (nn.PixelUnshuffle(2), (X,), 1),
     "flatten a map": (lambda x: x.flatten(1), (X,), 1),
+    "flatten by a module": (nn.Flatten(1), (X,), 1),
+    "flatten two": (lambda x, y: (x[:, :, None] * y[:, None]).flatten(1), (ROW, ROW), 1),
+    "unflatten": (lambda x: x.unflatten(1, (2, 3)).flatten(1, 2), (X,), 1),
+    "reshape as another": (lambda x, y: x.flatten(2).reshape_as(y), (X, Y), 1),
     "zero channels": (lambda x: F.pad(x, (0, 0, 0, 0, 1, 2)), (X,), 1),
     "repeat_interleave": (lambda x: x.repeat_interleave(2, 1), (X,), 1),
     "repeat": (lambda x: x.repeat(1, 2, 1, 1), (X,), 1),
@@ -76,7 +242,135 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
         -1,
     ),
     "eca": (Eca(), (X,), 1),
+    # parts
+    "narrow": (lambda x: x.narrow(1, 1, 3), (X,), 1),
+    "narrow, by keyword": (lambda x: torch.narrow(x, dim=-3, start=-4, length=3), (X,), 1),
+    "cut in two": (lambda x: torch.cat(torch.tensor_split(x, 2, dim=1)[::-1], 1), (X,), 1),
+    "cut by a number": (lambda x: torch.cat(x.tensor_split(x.shape[1] // 3, 1)[::-1], 1), (X,), 1),
+    "chunks by a number": (lambda x: torch.cat(x.chunk(x.shape[1] // 3, 1)[::-1], 1), (X,), 1),
+    "cut at places": (lambda x: torch.cat(x.tensor_split([1, 4], dim=1)[::-1], 1), (X,), 1),
+    "hsplit": (lambda x: torch.cat(torch.hsplit(x, [1, -2])[::-1], 1), (X,), 1),
+    "vsplit and dsplit": (lambda x: torch.cat([x.vsplit(2)[0], x.dsplit(2)[1][:1].repeat(1, 1, 2, 1)]), (X,), 1),
+    "picked in space": (lambda x: x[:, :, [0, 2]][..., PICKED] + x.index_select(2, PICKED)[..., :2], (X,), 1),
+    "picked apart": (lambda x: x[PICKED.clamp(max=1), :, [1, 3]], (X,), 1),
+    "one place": (lambda x: x.select(2, 1) + x[..., 3] + torch.select(x, -1, 0), (X,), 1),
+    "gathered in space": (lambda x, y: torch.gather(x, 2, y.argsort(2)), (X, Y), 1),
+    "taken along space": (lambda x: torch.take_along_dim(x, x.argmax(3, keepdim=True), 3), (X,), 1),
+    "ranked in space": (ranked, (X,), 1),
+    "diff": (lambda x: x.diff(dim=1), (X,), 1),
+    "diff of two": (lambda x, y: torch.cat([x, y], 1).diff(dim=1), (X, Y), 1),
+    "cumsum": (lambda x: x.cumsum(1), (X,), 1),
+    "cumsum of two": (lambda x, y: torch.cat([x, y], 1).cumsum(1), (X, Y), 1),
+    "assignment": (assigned, (X, Y), 1),
+    "embedding": (Table(), (TOKENS,), -1),
+    "bag of embeddings": (Table(bag=True), (TOKENS,), -1),
+    # movement
+    "turned": (lambda x: x.mT.swapaxes(axis0=1, axis1=2).swapdims(1, 2).swapdims(dim0=1, dim1=2).mH.mT, (TOKENS,), -1),
+    "turned over": (lambda x: x[0].T.t().H.data.adjoint()[None], (TOKENS,), -1),
+    "moved": (lambda x: x.movedim(1, -1).moveaxis((3, 1), (1, 2)), (X,), 1),
+    "beside in space": (lambda x, y: torch.cat([x, y], axis=2), (X, Y), 1),
+    "hstack": (lambda x, y: torch.hstack((x, y)), (X, Y), 1),
+    "dstack": (lambda x, y: torch.dstack((x, y)), (X, Y), 1),
+    "vstack": (lambda x, y: torch.vstack((x, y)), (X, Y), 1),
+    "broadcast_to": (lambda x: x * x.mean(1, keepdims=True).broadcast_to(x.shape), (X,), 1),
+    "expand to channels": (lambda x: x * x.mean(1, keepdim=True).expand(-1, x.shape[1], -1, -1), (X,), 1),
+    "repeat to channels": (lambda x: x * x.mean(1, keepdim=True).repeat(1, x.size(1), 1, 1), (X,), 1),
+    "expand, literal": (lambda x: x[:1].expand(2, 6, -1, 4), (X,), 1),
+    "expand_as": (lambda x, y: y[0, :, :1, :1].expand_as(x), (X, Y), 1),
+    "one channel, expanded": (lambda x, y: x * y.expand(2, x.shape[1], 4, 4), (X, ONE), 1),
+    "one channel, expanded as": (lambda x, y: x * y.expand_as(x), (X, ONE), 1),
+    "one channel, repeated": (lambda x, y: x * y.repeat(1, x.shape[1], 1, 1), (X, ONE), 1),
+    "one channel, broadcast": (lambda x, y: torch.mul(*torch.broadcast_tensors(x, y)), (X, ONE), 1),
+    "one channel, multiplied": (lambda x, y: x * y, (X, ONE), 1),
+    "one channel, dropped": (lambda x, y: x.mul(y.squeeze(1)[:, None]).mul(y[:1].squeeze()), (X, ONE), 1),
+    "broadcast_tensors": (lambda x, y: torch.add(*torch.broadcast_tensors(x, y[:1])), (X, Y), 1),
+    "repeated by a number": (lambda x: x.repeat(1, x.shape[1] // 3, 1, 1), (X,), 1),
+    "interleaved by a number": (lambda x: x.repeat_interleave(x.shape[1] // 3, dim=1), (X,), 1),
+    "tile": (lambda x: x.tile(2, 1, 1), (X,), 1),
+    "reshape by keyword": (lambda x: torch.reshape(x, shape=(2, 2, -1, 4, 4)).flatten(1, 2), (X,), 1),
+    "zeros beside": (zeros_beside, (X,), 1),
+    # along channels
+    "normalize and compare": (lambda x, y: x * F.cosine_similarity(F.normalize(x), y)[:, None], (X, Y), 1),
+    "cosine similarity": (lambda x, y: x * nn.CosineSimilarity(dim=1)(x, y).unsqueeze(1), (X, Y), 1),
+    "distances of all": (lambda x, y: torch.cdist(x, y) @ x, (TOKENS, TOKENS * 2), -1),
+    "distances": (lambda x, y: x * nn.PairwiseDistance(keepdim=True)(x, y), (TOKENS, TOKENS * 2), -1),
+    "local response norm": (nn.LocalResponseNorm(3), (X,), 1),
+    "local response norm, function": (lambda x: F.local_response_norm(x, 2, beta=2.0), (X,), 1),
+    "logsumexp": (lambda x: x - x.logsumexp(1, keepdim=True), (X,), 1),
+    "var_mean": (lambda x: torch.sub(x, torch.var_mean(x, 1, keepdim=True)[1]), (X,), 1),
+    "std, unbiased by place": (lambda x: x * torch.std(x, 1, False, True), (X,), 1),
+    "std_mean": (lambda x: x * torch.std_mean(x, (1, 2), keepdim=True)[0], (X,), 1),
+    "var of all": (lambda x: x / (1 + x.var(False)), (X,), 1),
+    "aminmax": (lambda x: x - torch.aminmax(x, dim=1, keepdim=True).max, (X,), 1),
+    "norms": (lambda x: x / (x.norm(2, 1, True) + torch.linalg.vector_norm(x, dim=1, keepdim=True)), (X,), 1),
+    "norm of all": (lambda x: x / torch.linalg.norm(x), (ROW,), 1),
+    "softmax2d": (nn.Softmax2d(), (X,), 1),
+    # norms
+    "instance norm, running": (made(nn.InstanceNorm2d(6, affine=True, track_running_stats=True)), (X,), 1),
+    "instance norm along channels": (lambda x: F.instance_norm(x), (TOKENS,), -1),
+    "instance norm, function": (lambda x: F.instance_norm(x), (MAP1,), 1),
+    # pooling
+    "adaptive": (lambda x: F.adaptive_avg_pool1d(x, 3) + F.adaptive_max_pool1d(x, 3), (MAP1,), 1),
+    "adaptive, 3-d": (nn.Sequential(nn.AdaptiveMaxPool3d(3), nn.AdaptiveAvgPool3d((1, None, 2))), (MAP3,), 1),
+    "unpooled": (Unpooled(), (X,), 1),
+    "unpooled, functions": (lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2), (X,), 1),
+    "unpooled by another": (unpooled_by, (X, Y), 1),
+    "grid sample of channels": (sampled, (X, Y), 1),
+    "grid sample": (lambda x: F.grid_sample(x, GRID.to(x), align_corners=False), (X,), 1),
+    "affine grid": (warped, (X,), 1),
+    "interpolate": (lambda x: F.interpolate(F.interpolate(x, size=(3, 5), mode="bicubic"), scale_factor=2), (X,), 1),
+    "interpolate, 1-d and like": (lambda x, y: F.interpolate(x, size=y.shape[2:], mode="linear"), (MAP1, MAP1), 1),
+    "pad modules": (nn.Sequential(nn.ReflectionPad2d(1), nn.CircularPad2d((1, 0, 2, 0))), (X,), 1),
+    # element by element
+    "like it": (lambda x: x * torch.full_like(x, x.shape[1] ** -0.5), (X,), 1),
+    "prelu of channels": (lambda x: F.prelu(x, x.mean((0, 2, 3))), (X,), 1),
+    "prelu module": (made(nn.PReLU(6)), (X,), 1),
+    "where": (lambda x, y: torch.where(x > 0, x, y * 2).clamp(y.mean(1, keepdim=True), None), (X, Y), 1),
+    "clamp between": (lambda x, y: torch.clamp(x, min=y, max=y + 1), (X, Y), 1),
+    "lerp": (lambda x, y: torch.lerp(x, y, x.sigmoid()), (X, Y), 1),
+    "masked": (lambda x: x.masked_fill(x < 0, -1.0).masked_fill_(MASK, 2.0), (X,), 1),
+    "of another type": (lambda x, y: x.type_as(y[:, :1]).to(y[0]), (X, Y), 1),
+    # products
+    "addmm": (lambda x, y: torch.addmm(x, x @ x.mT, y), (ROW, ROW), 1),
+    "baddbmm": (lambda x, y: torch.baddbmm(y, y @ x.mT, y) + torch.addbmm(y[0], y @ x.mT, y), (TOKENS, TOKENS * 2), -1),
+    "addmv and addr": (lambda x: torch.addr(x, torch.addmv(x.sum(1), x, x.mean(0)), x.mean(0)), (ROW,), 1),
+    "outer": (lambda x: torch.outer(*x.mean((2, 3))).matmul(x.flatten(2)), (X,), 1),
+    "inner and tensordot": (inner, (TOKENS, TOKENS * 2), -1),
+    "tensordot": (lambda x, y: torch.tensordot(x, y, dims=([2, 0], [2, 0])) @ y, (TOKENS, TOKENS * 2), -1),
+    "einsum, dots": (lambda x, y: torch.einsum("...nc,...mc,...md->...nd", x, y[None], y[0]), (TOKENS, TOKENS), -1),
+    "bilinear": (Bilinear(), (TOKENS, TOKENS * 2), -1),
+    # weights computed from others
+    "standardised weight": (made(Standardised(6, 4, 3)), (X,), 1),
+    "weight standardised by a norm": (made(StandardisedByNorm(6, 4, 3)), (X,), 1),
+    "weight norm": (made(weight_norm(nn.Conv2d(6, 4, 3))), (X,), 1),
+    "weight norm, depthwise": (made(weight_norm(nn.Conv2d(6, 6, 3, groups=6))), (X,), 1),
+    "weight norm, over inputs": (made(weight_norm(nn.Linear(8, 4), dim=1)), (TOKENS,), -1),
+    "self-attention": (SelfAttention(False, batch_first=True), (TOKENS,), -1),
+    "self-attention, tokens first": (SelfAttention(True, dropout=0.1), (TOKENS,), -1),
+    "cross-attention": (CrossAttention(), (TOKENS, TOKENS * 2), -1),
+    "cross-attention, three weights": (CrossAttention(kdim=8, vdim=8, bias=False), (TOKENS, TOKENS * 2), -1),
+    "transformer": (made(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)), (TOKENS,), -1),
+    "weight norm of all": (made(weight_norm(nn.Linear(8, 4), dim=None)), (TOKENS,), -1),
+    # a channel count that is a number
+    "attention by hand": (attention_by_hand, (TOKENS, TOKENS * 2), -1),
+    "scaled first": (scaled_first, (TOKENS, TOKENS * 2), -1),
+    "energy": (energy, (X,), 1),
 }  # fmt: skip
+
+
+# what stays beside what grows
+BESIDE = {
+    "eca": ("merges it with another elastic axis",),
+    "flatten two": ("only one factor of a product can grow",),
+    "diff": ("begins with its first element",),
+    "diff of two": ("begins with its first element",),
+    "one channel, expanded": ("expand() repeats it",),
+    "one channel, expanded as": ("expand_as() repeats it",),
+    "one channel, repeated": ("repeat() repeats it",),
+    "one channel, broadcast": ("broadcast_tensors() repeats it",),
+    "one channel, multiplied": ("mul() repeats it",),
+    "one channel, dropped": ("squeeze() drops it",),
+}
 
 
 @pytest.mark.parametrize("name", LAWFUL)
@@ -84,14 +378,117 @@ def test_grows_and_is_lawful(name: str) -> None:
     operator, examples, channel = LAWFUL[name]
     plan, report = check_rule(operator, *examples, channel=channel)
     assert report, str(report)
-    assert plan.widths
+    others = [re.sub(r" \(test_rules.py:\d+\)", "", why) for why in plan.pinned.values()]
+    others = [why for why in others if why != OUTPUT]
+    assert [word for word in BESIDE.get(name, ()) if word not in " ".join(others)] == []
+    assert len(others) == len(BESIDE.get(name, ()))
 
 
-@pytest.mark.parametrize("operator", [torch.cumsum, torch.flip, torch.fft.fft])
-def test_what_may_not_grow_is_pinned_and_named(operator: Callable[..., Tensor]) -> None:
-    dims = [1] if operator is torch.flip else 1
-    with pytest.raises(netaugfx.RuleError, match=operator.__name__.removeprefix("fft_")):
-        check_rule(lambda x: operator(x, dims).real, X)
+class Across(nn.Module):
+    """Channels where space is meant."""
+
+    def __init__(self, operator: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.operator = operator
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operator(x.transpose(1, 2))
+
+
+# what may not grow, and what is said of it
+PINNED: dict[str, tuple[Callable[..., Tensor], str]] = {
+    "no rule": (lambda x: torch.fft.fft(x, dim=1).real, "fft() has no rule"),
+    "flip": (lambda x: x.flip(1), "flip() runs along it"),
+    "cummax": (lambda x: torch.cummax(x, 1).values, "cummax() runs along it"),
+    "sort": (lambda x: x.sort(1).values, "sort() ranks its elements"),
+    "topk": (lambda x: torch.topk(x, 3, dim=1)[0], "topk() ranks its elements"),
+    "argmax": (lambda x: x * x.argmax(1, keepdim=True), "argmax() ranks its elements"),
+    "argmax of all": (lambda x: x * torch.argmax(x), "argmax() ranks its elements"),
+    "an element": (lambda x: x * x[:, 0:][:, [0]][:, 0, None], "picks channels of it by their numbers"),
+    "one element": (lambda x: x * x[:, 1, None], "takes one element of it"),
+    "list": (lambda x: x[:, [0, 2]], "getitem() picks channels of it by their numbers"),
+    "tensor": (lambda x: x[:, PICKED], "getitem() picks channels of it by their numbers"),
+    "mask": (masked, "setitem() picks elements by a mask"),
+    "every other": (lambda x: x[:, ::2], "getitem() takes every so many elements of it"),
+    "select": (lambda x: x.select(1, 0)[:, None], "select() takes one element of it"),
+    "index_select": (lambda x: x.index_select(1, PICKED), "index_select() picks channels of it by their numbers"),
+    "gather": (lambda x: x.gather(1, torch.zeros_like(x).long()), "gather() picks elements along it by their numbers"),
+    "take": (lambda x: x * x.take(PICKED)[0], "take() addresses elements by their numbers"),
+    "tensor_split": (lambda x: x.tensor_split(4, 1)[0], "tensor_split() cuts it into unequal parts of a fixed number"),
+    "unbind": (lambda x: torch.stack(x.unbind(1), 1), "unbind() takes it apart"),
+    "roll": (lambda x: x.roll(1, 1), "roll() rolls it"),
+    "out=": (written_out, "add() writes to its out= argument"),
+    "constant": (lambda x: x * torch.ones(6, 1, 1), "mul() combines it with channels that no layer makes"),
+    "pinned": (lambda x: x * x.flip(1).relu(), "flip() runs along it"),
+    "of another": (lambda x: x + x.mT.flip(1), "flip() runs along it"),
+    "fractional": (nn.FractionalMaxPool2d(2, output_size=2), "draws random numbers for every channel"),
+    "spectral norm": (spectral_norm(nn.Conv2d(6, 4, 1)), "largest singular value of the whole"),
+    "orthogonal": (orthogonal(nn.Linear(4, 4)), "computes its weight from other Parameters (Orthogonal)"),
+    "pooled over": (Across(lambda x: F.avg_pool2d(x, 2)), "avg_pool2d() pools over it"),
+    "convolved over": (Across(lambda x: F.conv2d(x, KERNEL.to(x))), "slides over it"),
+    "convolved over, transposed": (Across(lambda x: F.conv_transpose2d(x, KERNEL.to(x))), "slides over it"),
+    "resampled": (Across(lambda x: F.interpolate(x, scale_factor=2)), "interpolate() resamples it"),
+    "sampled": (Across(lambda x: F.grid_sample(x, GRID.to(x), align_corners=False)), "resamples it"),
+    "points": (lambda x: F.grid_sample(X, x[..., :2], align_corners=False), "resamples it"),
+    "a matrix": (lambda x: F.affine_grid(x[:, :, 0, 0].view(2, 2, 3), [2, 1, 2, 2], False), "takes it for a matrix"),
+    "padded": (Across(nn.ZeroPad2d(1)), "pads it"),
+    "shuffled": (Across(nn.PixelShuffle(2)), "interleaves it"),
+    "unshuffled": (Across(nn.PixelUnshuffle(2)), "takes it apart"),
+    "unfolded": (Across(lambda x: F.unfold(x, 2)), "slides over it"),
+    "folded": (lambda x: F.fold(x[..., 0].mT, (4, 3), 2)[..., 0], "slides over it"),
+    "unpooled": (Across(Unpooled()), "pools over it"),
+    "windows": (lambda x: x.unfold(1, 3, 1)[..., 0], "unfold() makes windows of it"),
+    "unflatten, module": (nn.Unflatten(1, (2, 3)), "has literal lengths"),
+    "diagonal": (lambda x: torch.einsum("bchh->bch", x)[..., None], "einsum() takes a diagonal"),
+    "a number of all": (lambda x: x / (x.shape[1] * x.shape[2]), "computes with its length and that of another axis"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_what_may_not_grow_is_pinned_and_says_why(name: str) -> None:
+    operator, why = PINNED[name]
+    with pytest.raises(netaugfx.RuleError) as raised:
+        check_rule(operator, X)
+    text = re.sub(r" \(test_rules.py:\d+\)", "", str(raised.value))
+    assert why in text, text
+
+
+def test_order_matters_where_channels_are_combined_with_their_neighbours() -> None:
+    def permutable(name: str) -> bool:
+        operator, examples, channel = LAWFUL[name]
+        plan, _ = check_rule(operator, *examples, channel=channel)
+        return plan.widths[-1].permutable
+
+    names = ("eca", "local response norm", "cumsum", "diff")
+    assert not any(permutable(name) for name in names)
+    assert permutable("add")
+
+
+@pytest.mark.parametrize("name", ["batch norm", "instance norm, running"])
+def test_statistics_of_new_channels(name: str) -> None:
+    plan, _ = check_rule(LAWFUL[name][0], X)
+    assert plan.fills == {"operator.running_mean": 0.0, "operator.running_var": 1.0}
+
+
+@pytest.mark.parametrize("bag", [True, False])
+def test_a_vocabulary_is_no_width(bag: bool) -> None:
+    plan, _ = check_rule(Table(bag), TOKENS, channel=-1)
+    assert [w.name for w in plan.widths] == ["before.0"]
+
+
+def test_attention_keeps_its_scale() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.out = nn.Linear(8, 4), nn.Linear(4, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q = self.q(x)
+            y: Tensor = self.out(F.scaled_dot_product_attention(q, q, q))
+            return y
+
+    wide = netaugfx.widen(Attention(), example_inputs=TOKENS)
+    assert "scale = 0.5" in netaugfx.extract(wide, wide.max_config).code  # type: ignore[operator]
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..axes import OpenAxis, Var, elastic, fixed, length, resolve, times
-from .registry import Call, NoRule, Op, Ref, Typed, layer, register_rule
+from ..axes import OpenAxis, Var, elastic, fixed, resolve, times
+from .op import Call, Op, Ref, Typed
+from .registry import layer, register_rule
 
 CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
@@ -185,84 +185,3 @@ def lower_transposed(m: Any, x: Typed, output_size: Any = None) -> Call:
     return Call(
         function, (x, Ref("weight"), Ref("bias"), m.stride, m.padding, extra, m.groups, m.dilation)
     )
-
-
-def _product(op: Op, tensors: list[Typed], inputs: list[str], output: str) -> tuple[OpenAxis, ...]:
-    """Unify the axes of tensors that share a letter; a letter that the output lacks is summed over."""
-    axes: dict[str, OpenAxis] = {}
-    lengths: dict[str, int] = {}
-    for t, letters in zip(tensors, inputs, strict=True):
-        for letter, axis, n in zip(letters, t.axes, t.value.shape, strict=True):
-            if letter not in axes or (lengths[letter] == 1 and n != 1):
-                if letter in axes:
-                    op.pin(axes[letter], why="repeats it")
-                axes[letter], lengths[letter] = axis, n
-            elif n == 1 and lengths[letter] != 1:
-                op.pin(axis, why="repeats it")
-            else:
-                op.unify(axes[letter], axis)
-    summed = [letter for letter in axes if letter not in output]
-    for t, letters in zip(tensors, inputs, strict=True):
-        for i, letter in enumerate(letters):
-            if letter in summed and t.name is not None:
-                op.contracted(t, i)
-                summed.remove(letter)
-    op.mixed(*(axes[letter] for letter in summed))
-    return tuple(resolve(axes[letter]) for letter in output)
-
-
-@register_rule(
-    operator.matmul, torch.matmul, torch.bmm, torch.mm, Tensor.matmul, Tensor.bmm, Tensor.mm
-)
-def matmul(op: Op) -> tuple[OpenAxis, ...]:
-    """(..., n, k) @ (..., k, m): k is summed over; leading axes broadcast."""
-    a, b = op.tensors
-    ranks = len(a.axes), len(b.axes)
-    batch = "abcdefgh"[: max(ranks) - 2] if max(ranks) > 2 else ""
-    first = "k" if ranks[0] == 1 else batch[len(batch) - (ranks[0] - 2) :] + "nk"
-    second = "k" if ranks[1] == 1 else batch[len(batch) - (ranks[1] - 2) :] + "km"
-    output = batch + ("n" if ranks[0] > 1 else "") + ("m" if ranks[1] > 1 else "")
-    return _product(op, [a, b], [first, second], output)
-
-
-@register_rule(torch.einsum, torch.functional.einsum)
-def einsum(op: Op) -> tuple[OpenAxis, ...]:
-    """Axes with the same letter are the same; letters that the output lacks are summed over."""
-    equation = op.args[0]
-    if not isinstance(equation, str) or "." in equation:
-        raise NoRule
-    left, _, right = equation.replace(" ", "").partition("->")
-    inputs = left.split(",")
-    if "->" not in equation:
-        letters = "".join(inputs)
-        right = "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
-    if any(len(set(i)) != len(i) for i in inputs):
-        raise NoRule
-    return _product(op, op.tensors, inputs, right)
-
-
-ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale")
-
-
-@register_rule(F.scaled_dot_product_attention, torch._C._nn.scaled_dot_product_attention)
-def attention(op: Op) -> tuple[OpenAxis, ...]:
-    """softmax(q k^T * scale) v; subnets keep the scale of the base."""
-    a = op.bind(*ATTENTION)
-    q, k, v, mask = a["query"], a["key"], a["value"], a["attn_mask"]
-    if op.kwargs.get("enable_gqa"):
-        raise NoRule
-    if a["scale"] is None and elastic(q.axes[-1]):
-        op.keyword("scale", q.value.shape[-1] ** -0.5)
-    batch = "abcdefgh"[: len(q.axes) - 2]
-    op.unify(k.axes[-2], v.axes[-2])
-    op.mixed(q.axes[-1], k.axes[-2])
-    scores = _product(op, [q, k], [f"{batch}nd", f"{batch}md"], f"{batch}nm")
-    if isinstance(mask, Typed):
-        op.broadcast(
-            Typed(torch.empty([*q.value.shape[:-1], k.value.shape[-2]], device="meta"), scores),
-            mask,
-        )
-    return _product(
-        op, [Typed(torch.empty([length(s) for s in scores], device="meta"), scores), v],
-        [f"{batch}nm", f"{batch}mv"], f"{batch}nv",
-    )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,146 +10,49 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..axes import OpenAxis, fixed
-from .registry import Call, NoRule, Op, Ref, Typed, everywhere, layer, register_rule
+from .op import Call, NoRule, Op, Path, Ref, Typed
+from .registry import everywhere, layer, register_rule
 
-ARITHMETIC = [
-    "add",
-    "sub",
-    "mul",
-    "truediv",
-    "div",
-    "true_divide",
-    "floordiv",
-    "floor_divide",
-    "pow",
-    "mod",
-    "remainder",
-    "fmod",
-    "neg",
-    "negative",
-    "abs",
-    "sqrt",
-    "rsqrt",
-    "exp",
-    "exp2",
-    "expm1",
-    "log",
-    "log2",
-    "log10",
-    "log1p",
-    "sin",
-    "cos",
-    "tan",
-    "tanh",
-    "sigmoid",
-    "erf",
-    "square",
-    "reciprocal",
-    "sign",
-    "floor",
-    "ceil",
-    "round",
-    "trunc",
-    "clamp",
-    "clip",
-    "clamp_min",
-    "clamp_max",
-    "maximum",
-    "minimum",
-    "where",
-    "lerp",
-    "addcmul",
-    "addcdiv",
-    "rsub",
-    "subtract",
-    "multiply",
-    "divide",
-    "atan",
-    "sinh",
-    "cosh",
-    "eq",
-    "ne",
-    "lt",
-    "le",
-    "gt",
-    "ge",
-    "isnan",
-    "isfinite",
-    "logical_not",
-    "logical_and",
-    "logical_or",
-    "invert",
-    "masked_fill",
-    "nan_to_num",
-    "bitwise_not",
-]
-ACTIVATION = [
-    "relu",
-    "relu6",
-    "elu",
-    "selu",
-    "celu",
-    "gelu",
-    "silu",
-    "mish",
-    "hardswish",
-    "hardsigmoid",
-    "hardtanh",
-    "leaky_relu",
-    "rrelu",
-    "softplus",
-    "softsign",
-    "tanhshrink",
-    "hardshrink",
-    "softshrink",
-    "threshold",
-    "logsigmoid",
-    "log_sigmoid",
-    "sigmoid",
-    "tanh",
-    "hard_swish",
-]
-SAME = [
-    "clone",
-    "contiguous",
-    "detach",
-    "to",
-    "float",
-    "double",
-    "half",
-    "bfloat16",
-    "type",
-    "type_as",
-    "cpu",
-    "cuda",
-    "positive",
-    "dropout",
-    "alpha_dropout",
-    "dropout1d",
-    "dropout2d",
-    "dropout3d",
-    "feature_dropout",
-    "feature_alpha_dropout",
-    "zeros_like",
-    "ones_like",
-    "empty_like",
-    "rand_like",
-    "randn_like",
-    "full_like",
-    "bernoulli",
-    "floor_",
-    "requires_grad_",
-    "conj",
-    "real",
-]
+ARITHMETIC = """
+    add sub mul truediv div true_divide floordiv floor_divide pow float_power mod remainder fmod neg negative abs
+    absolute sqrt rsqrt exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan atan2 arctan2 sinh cosh tanh
+    asinh acosh atanh sinc sigmoid logit erf erfc erfinv square reciprocal sign sgn signbit floor ceil round trunc
+    frac clamp clip clamp_min clamp_max maximum minimum fmax fmin where lerp addcmul addcdiv rsub subtract multiply
+    divide eq ne lt le gt ge greater less greater_equal less_equal not_equal isnan isinf isfinite isclose logical_not
+    logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor bitwise_not and_ or_ xor invert masked_fill
+    nan_to_num heaviside copysign hypot logaddexp logaddexp2 xlogy ldexp rad2deg deg2rad lgamma digamma copy
+""".split()  # noqa: SIM905 - it is read as a list of words
+ACTIVATION = """
+    relu relu6 elu selu celu gelu silu mish hardswish hardsigmoid hardtanh leaky_relu rrelu softplus softsign
+    tanhshrink hardshrink softshrink threshold logsigmoid log_sigmoid hard_swish
+""".split()  # noqa: SIM905 - it is read as a list of words
+SAME = """
+    clone contiguous detach to float double half bfloat16 type type_as int long bool cpu cuda positive dropout
+    alpha_dropout dropout1d dropout2d dropout3d feature_dropout feature_alpha_dropout zeros_like ones_like empty_like
+    rand_like randn_like full_like bernoulli requires_grad_ conj real fill zero
+""".split()  # noqa: SIM905 - it is read as a list of words
 
 
-@register_rule(*everywhere(ARITHMETIC), *everywhere(ACTIVATION), *everywhere(SAME))
+@register_rule(*everywhere(ARITHMETIC), *everywhere(ACTIVATION))
 def elementwise(op: Op) -> tuple[OpenAxis, ...]:
     """Combined element by element, with broadcasting."""
-    if not isinstance(op.result, Tensor) or "out" in op.kwargs:
+    if "out" in op.kwargs:
+        raise NoRule("writes to its out= argument")
+    if not isinstance(op.result, Tensor):
         raise NoRule
+    for path in op.derived:
+        op.number(path)
     return op.broadcast(*op.tensors)
+
+
+@register_rule(*everywhere(SAME), Tensor.normal_, Tensor.uniform_)
+def same(op: Op) -> tuple[OpenAxis, ...]:
+    """As the first tensor, element by element; others say a dtype or a device at most."""
+    if not isinstance(op.result, Tensor):
+        raise NoRule
+    for path in op.derived:
+        op.number(path)
+    return tuple(op.tensors[0].axes)
 
 
 MODULES = (
@@ -198,10 +101,25 @@ def lower_prelu(m: Any, x: Typed) -> Call:
 
 
 @register_rule(
-    torch.zeros, torch.ones, torch.empty, torch.full, torch.rand, torch.randn, torch.arange, torch.eye,
-    torch.linspace, torch.randint, torch.randperm, Tensor.new_zeros, Tensor.new_ones, Tensor.new_empty,
-    Tensor.new_full, torch.tensor, Tensor.new_tensor,
+    torch.zeros, torch.ones, torch.empty, torch.full, Tensor.new_zeros, Tensor.new_ones, Tensor.new_empty,
+    Tensor.new_full,
 )  # fmt: skip
 def creation(op: Op) -> tuple[OpenAxis, ...]:
-    """A new tensor; its lengths are numbers to us, so whatever is combined with it along an axis stays as it is."""
+    """A new tensor; a length that was read from another tensor follows that one, any other is a number."""
+    first = 1 if op.tensors and isinstance(op.args[:1] and op.args[0], Typed) else 0
+    inside = op.args[first : first + 1] and isinstance(op.args[first], Sequence)
+    keyword = "size" if "size" in op.kwargs else ""
+    axes = []
+    for i, n in enumerate(op.result.shape):
+        path: Path = (keyword, i) if keyword else (first, i) if inside else (first + i,)
+        axes.append(op.lengths.get(path, fixed(n)))
+    return tuple(axes)
+
+
+@register_rule(
+    torch.rand, torch.randn, torch.arange, torch.eye, torch.linspace, torch.randint, torch.randperm, torch.tensor,
+    Tensor.new_tensor,
+)  # fmt: skip
+def values(op: Op) -> tuple[OpenAxis, ...]:
+    """New values; their number is a number to us, so whatever is combined with them along an axis stays as it is."""
     return tuple(fixed(n) for n in op.result.shape)

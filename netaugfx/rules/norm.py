@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..axes import OpenAxis, Var, elastic, resolve
-from .registry import Call, NoRule, Op, Ref, Typed, layer, register_rule
+from .op import Call, Op, Ref, Typed
+from .registry import layer, register_rule
 
 BATCH_NORM = (
     "input",
@@ -32,6 +33,8 @@ def batch_norm(op: Op) -> tuple[OpenAxis, ...]:
     for name in BATCH_NORM[1:5]:
         if a[name] is not None:
             op.unify(x.axes[1], a[name].axes[0])
+    if a["training"] or a["running_mean"] is None:  # of a weight, say, whose inputs can grow
+        op.mixed(x.axes[0], *x.axes[2:])
     op.fill(a["running_mean"], 0.0)
     op.fill(a["running_var"], 1.0)
     return tuple(x.axes)
@@ -65,8 +68,6 @@ def lower_batch_norm(m: Any, x: Typed) -> Call:
     mean, var, weight, bias = map(Ref, BATCH_NORM[1:5])
     return Call(F.batch_norm, (x, mean, var, weight, bias, training, m.momentum or 0.0, m.eps))
 
-
-SUBNET_FORMS: dict[Any, Any] = {F.batch_norm: subnet_batch_norm}
 
 LAYER_NORM = ("input", "normalized_shape", "weight", "bias", "eps")
 
@@ -118,6 +119,7 @@ def group_norm(op: Op) -> tuple[OpenAxis, ...]:
     for t in (a["weight"], a["bias"]):
         if isinstance(t, Typed):
             op.unify(channels, t.axes[0])
+    op.mixed(*x.axes[2:])
     if groups == 1:
         op.mixed(channels)
     elif elastic(channels):
@@ -146,17 +148,35 @@ INSTANCE_NORM = (*BATCH_NORM[:5], "use_input_stats", "momentum", "eps")
 
 @register_rule(F.instance_norm)
 def instance_norm(op: Op) -> tuple[OpenAxis, ...]:
-    """Statistics per sample and channel."""
+    """Statistics per sample and channel; running ones, if any, grow as a batch norm's do."""
     a = op.bind(*INSTANCE_NORM, use_input_stats=True)
-    if a["running_mean"] is not None and a["use_input_stats"]:
-        raise NoRule  # it would write to the base's statistics
     x = a["input"]
     for name in INSTANCE_NORM[1:5]:
         if a[name] is not None:
             op.unify(x.axes[1], a[name].axes[0])
+    if a["use_input_stats"]:
+        op.mixed(*x.axes[2:])
     op.fill(a["running_mean"], 0.0)
     op.fill(a["running_var"], 1.0)
     return tuple(x.axes)
+
+
+def subnet_instance_norm(
+    input: Tensor,  # noqa: A002 - F.instance_norm's own name
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`F.instance_norm` for a subnet: it leaves the base's running statistics alone."""
+    if use_input_stats:
+        running_mean = running_var = None
+    return F.instance_norm(
+        input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
+    )
 
 
 @layer(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, resize=_resize_batch_norm)
@@ -167,13 +187,32 @@ def lower_instance_norm(m: Any, x: Typed) -> Call:
     return Call(F.instance_norm, (x, mean, var, weight, bias, from_input, m.momentum or 0.0, m.eps))
 
 
-NORMALIZE = ("input", "p", "dim")
+# what stands in a subnet for operators that would write to the base's buffers
+SUBNET_FORMS: dict[Any, Any] = {
+    F.batch_norm: subnet_batch_norm,
+    F.instance_norm: subnet_instance_norm,
+}
 
 
-@register_rule(F.normalize)
-def normalize(op: Op) -> tuple[OpenAxis, ...]:
-    """Divided by the norm along some axes."""
-    a = op.bind(*NORMALIZE, dim=1)
-    dims = (a["dim"],) if isinstance(a["dim"], int) else a["dim"]
-    op.mixed(*(a["input"].axes[d] for d in dims))
-    return tuple(a["input"].axes)
+@register_rule(F.local_response_norm, nn.LocalResponseNorm)
+def local_response_norm(op: Op) -> tuple[OpenAxis, ...]:
+    """Divided by the norm over neighbouring channels."""
+    x = op.tensors[0]
+    op.mixed(x.axes[1])
+    op.ordered(x.axes[1])
+    return tuple(x.axes)
+
+
+@register_rule(torch._weight_norm)
+def weight_norm(op: Op) -> tuple[OpenAxis, ...]:
+    """A weight g * v / |v|, the norm over all axes but one, or over all."""
+    a = op.bind("v", "g", "dim", dim=0)
+    v, g = a["v"], a["g"]
+    kept = a["dim"] % len(v.axes) if a["dim"] not in (None, -1) else None
+    for i, theirs in enumerate(g.axes):
+        if i == kept:
+            op.unify(v.axes[i], theirs)
+        else:
+            op.settle(theirs)
+    op.mixed(*(axis for i, axis in enumerate(v.axes) if i != kept))
+    return tuple(resolve(axis) for axis in v.axes)

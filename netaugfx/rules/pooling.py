@@ -1,4 +1,4 @@
-"""Pooling, reductions and resampling over space; channels pass."""
+"""Pooling, padding and resampling over space; channels pass."""
 
 from __future__ import annotations
 
@@ -6,21 +6,25 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._pytree import tree_map
 
-from ..axes import OpenAxis, elastic, fixed
-from .registry import NoRule, Op, everywhere, register_rule
+from ..axes import OpenAxis, elastic, fixed, resolve
+from .op import NoRule, Op
+from .registry import register_rule
 
 SPACE = {
     1: (nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d, nn.LPPool1d, F.max_pool1d,
         F.avg_pool1d, F.adaptive_avg_pool1d, F.adaptive_max_pool1d, torch.max_pool1d, torch.avg_pool1d,
-        torch.adaptive_avg_pool1d, F.lp_pool1d),
+        torch.adaptive_avg_pool1d, torch.adaptive_max_pool1d, F.lp_pool1d, F.max_pool1d_with_indices,
+        F.adaptive_max_pool1d_with_indices),
     2: (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.LPPool2d, F.max_pool2d,
         F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, torch.max_pool2d, F.lp_pool2d,
+        F.max_pool2d_with_indices, F.adaptive_max_pool2d_with_indices,
         torch._C._nn.avg_pool2d, torch._C._nn.adaptive_avg_pool2d),
     3: (nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d, nn.LPPool3d, F.max_pool3d,
         F.avg_pool3d, F.adaptive_avg_pool3d, F.adaptive_max_pool3d, torch.max_pool3d,
+        F.lp_pool3d, F.max_pool3d_with_indices, F.adaptive_max_pool3d_with_indices,
         torch._C._nn.avg_pool3d, torch._C._nn.adaptive_avg_pool3d),
 }  # fmt: skip
 
@@ -41,7 +45,32 @@ for _rank, _targets in SPACE.items():
     register_rule(*_targets)(_pool(_rank))
 
 
-@register_rule(F.interpolate, nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
+@register_rule(
+    nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d, F.max_unpool1d, F.max_unpool2d, F.max_unpool3d,
+)  # fmt: skip
+def unpool(op: Op) -> tuple[OpenAxis, ...]:
+    """The inverse of max pooling with indices, which are one for each element; channels pass."""
+    x, indices = op.tensors[:2]
+    rank = int((str(op.module.__class__.__name__) if op.module else op.name)[-2])
+    op.pin(*x.axes[-rank:], *indices.axes[-rank:], why="pools over it")
+    for mine, theirs in zip(x.axes[:-rank], indices.axes[:-rank], strict=True):
+        op.unify(mine, theirs)
+    return (*(resolve(a) for a in x.axes[:-rank]), *(fixed(n) for n in op.result.shape[-rank:]))
+
+
+@register_rule(
+    nn.FractionalMaxPool2d, nn.FractionalMaxPool3d, F.fractional_max_pool2d, F.fractional_max_pool3d,
+    F.fractional_max_pool2d_with_indices, F.fractional_max_pool3d_with_indices,
+)  # fmt: skip
+def fractional(op: Op) -> Any:
+    """Fractional pooling draws where to pool for every channel, in eval mode too."""
+    raise NoRule("draws random numbers for every channel, so the base would draw others")
+
+
+@register_rule(
+    F.interpolate, F.upsample, F.upsample_nearest, F.upsample_bilinear,
+    nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d,
+)  # fmt: skip
 def interpolate(op: Op) -> tuple[OpenAxis, ...]:
     """All axes behind the channels are space."""
     x = op.tensors[0]
@@ -49,57 +78,21 @@ def interpolate(op: Op) -> tuple[OpenAxis, ...]:
     return (*x.axes[:2], *(fixed(n) for n in op.result.shape[2:]))
 
 
-REDUCE = ("input", "dim", "keepdim")
+@register_rule(F.grid_sample, torch.grid_sampler)
+def grid_sample(op: Op) -> tuple[OpenAxis, ...]:
+    """Every channel is sampled at the same points."""
+    x, grid = op.tensors
+    op.unify(x.axes[0], grid.axes[0])
+    op.pin(*x.axes[2:], *grid.axes[1:], why="resamples it")
+    return (*x.axes[:2], *(fixed(n) for n in op.result.shape[2:]))
 
 
-@register_rule(
-    *everywhere(
-        [
-            "mean",
-            "sum",
-            "amax",
-            "amin",
-            "logsumexp",
-            "var",
-            "std",
-            "norm",
-            "prod",
-            "all",
-            "any",
-            "std_mean",
-            "var_mean",
-        ]
-    )
-)
-def reduction(op: Op) -> Any:
-    """The axes that are reduced are dropped; a result over channels mixes them."""
-    names = ("input", "p", "dim", "keepdim") if op.where.startswith("norm(") else REDUCE
-    a = op.bind(*names, keepdim=False)
-    if isinstance(a["dim"], bool) or not isinstance(op.result, Tensor):
-        raise NoRule  # unbiased= by position; a pair of results
-    x, rank = a["input"], len(op.tensors[0].axes)
-    dims = a["dim"] if a["dim"] is not None else range(rank)
-    dims = {d % rank for d in ((dims,) if isinstance(dims, int) else dims)}
-    op.mixed(*(x.axes[d] for d in dims))
-    if a["keepdim"]:
-        return tuple(fixed(1) if i in dims else axis for i, axis in enumerate(x.axes))
-    return tuple(axis for i, axis in enumerate(x.axes) if i not in dims)
-
-
-@register_rule(*everywhere(["max", "min", "median", "maximum", "minimum"]))
-def extreme(op: Op) -> Any:
-    """Along an axis (values and indices), of two tensors, or of all elements."""
-    if isinstance(op.result, Tensor):
-        if len(op.tensors) == 2:
-            return op.broadcast(*op.tensors)
-        op.mixed(*op.tensors[0].axes)
-        return ()
-    a = op.bind("input", "dim", "keepdim", keepdim=False)
-    x = a["input"]
-    dim = a["dim"] % len(x.axes)
-    op.mixed(x.axes[dim])
-    rest = (*x.axes[:dim], *((fixed(1),) if a["keepdim"] else ()), *x.axes[dim + 1 :])
-    return tuple(rest for _ in op.result)
+@register_rule(F.affine_grid, torch.affine_grid_generator)
+def affine_grid(op: Op) -> tuple[OpenAxis, ...]:
+    """The points of an image; the number of channels in the size that is asked for is of no account."""
+    theta = op.tensors[0]
+    op.pin(*theta.axes[1:], why="takes it for a matrix")
+    return (theta.axes[0], *(fixed(n) for n in op.result.shape[1:]))
 
 
 PAD = ("input", "pad", "mode", "value")
@@ -144,41 +137,3 @@ def pad_module(op: Op) -> tuple[OpenAxis, ...]:
         axis if keep else fixed(n)
         for axis, keep, n in zip(x.axes, same, op.result.shape, strict=True)
     )
-
-
-SOFTMAX = everywhere(["softmax", "log_softmax", "softmin"])
-
-
-@register_rule(*SOFTMAX)
-def softmax(op: Op) -> tuple[OpenAxis, ...]:
-    """A softmax along an axis; along channels it mixes them."""
-    a = op.bind("input", "dim")
-    if not isinstance(a["dim"], int):
-        raise NoRule
-    op.mixed(a["input"].axes[a["dim"]])
-    return tuple(a["input"].axes)
-
-
-@register_rule(*everywhere(["cumsum", "flip", "cumprod"]))
-def along(op: Op) -> tuple[OpenAxis, ...]:
-    """An operator along some axes, which must not grow; the others pass."""
-    a = op.bind("input", "dim")
-    x, rank = a["input"], len(op.tensors[0].axes)
-    if not isinstance(op.result, Tensor):
-        raise NoRule
-    dims = a["dim"] if a["dim"] is not None else a.get("dims")
-    dims = range(rank) if dims is None else (dims,) if isinstance(dims, int) else dims
-    for d in dims:
-        op.pin(x.axes[d % rank], why="runs along it")
-    return tuple(x.axes)
-
-
-@register_rule(nn.Softmax, nn.LogSoftmax, nn.Softmin)
-def softmax_module(op: Op) -> tuple[OpenAxis, ...]:
-    """A softmax along an axis; along channels it mixes them."""
-    x = op.tensors[0]
-    dim = op.module.dim if op.module is not None else None
-    if not isinstance(dim, int):
-        raise NoRule
-    op.mixed(x.axes[dim])
-    return tuple(x.axes)

@@ -1,59 +1,23 @@
-"""The registry of channel rules, and `Op`, what a rule sees of the operator that it describes.
+"""The registry of channel rules: operator -> rule, layer -> the functions that it stands for.
 
-A rule reads the axes of the tensors that go in, says which must be the same (`op.unify`), and returns the axes of what
-comes out. It may also say which number among the arguments was a channel count (`op.count`), which axes are summed
-over (`op.contracted`), and what may not grow (`op.pin`). An operator without a rule is pinned as a whole.
+An operator without a rule is pinned as a whole.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.nn.utils import parametrizations, parametrize
 
-from ..axes import OpenAxis, elastic, fixed, pin, resolve, settle, unify
 from ..errors import RuleError
+from .op import Call, Op
 
-Path = tuple[
-    str | int, ...
-]  # where an argument stands: (position,), (keyword,), (position, index) ...
-Rule = Callable[["Op"], Any]
-
-
-@dataclass(frozen=True)
-class Typed:
-    """A tensor with its channel type: one axis per dimension; `name` if it is a Parameter or buffer of the model."""
-
-    value: Tensor
-    axes: tuple[OpenAxis, ...]
-    name: str | None = None
-
-
-@dataclass(frozen=True)
-class Ref:
-    """In a lowered module: the module's own Parameter or buffer of this name."""
-
-    name: str
-
-
-@dataclass(eq=False)
-class Call:
-    """A function with arguments, which may hold `Ref`s and further calls; `counts` is what inference found out.
-
-    A module with Parameters is lowered to one, so that there is one rule for `nn.Conv2d` and `F.conv2d` alike.
-    """
-
-    target: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    counts: dict[Path, Any] = field(default_factory=dict)  # Path -> open axis, then named
-
-
+Rule = Callable[[Op], Any]
 Lowering = Callable[..., Call]
 Resizing = Callable[[nn.Module, Mapping[str, Tensor]], None]
 
@@ -64,10 +28,6 @@ class Layer:
 
     lower: Lowering
     resize: Resizing
-
-
-class NoRule(Exception):  # noqa: N818 - no error: the operator is pinned
-    """Raised by a rule for a form of its operator that it does not describe; the operator is then pinned."""
 
 
 _rules: dict[Any, Rule] = {}
@@ -135,16 +95,34 @@ def resize(module: nn.Module) -> None:
     """Set the numbers of a layer, or of a subclass of one (`in_channels`, `num_features`), to its tensors' shapes."""
     found = next((_layers[cls] for cls in type(module).__mro__ if cls in _layers), None)
     if found is not None:
-        tensors = {**module._parameters, **module._buffers}
+        tensors: dict[str, Any] = {**module._parameters, **module._buffers}
+        if parametrize.is_parametrized(module):
+            with torch.no_grad():
+                tensors |= {name: getattr(module, name) for name in module.parametrizations}  # type: ignore[union-attr]
         found.resize(module, {name: t for name, t in tensors.items() if t is not None})
 
 
+HOLDERS = (
+    nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.MultiheadAttention, nn.Transformer, nn.TransformerEncoder,
+    nn.TransformerDecoder, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, parametrize.ParametrizationList,
+    parametrizations._WeightNorm,
+)  # fmt: skip
+STATEFUL = (parametrizations._SpectralNorm, parametrizations._Orthogonal)
+
+
 def is_leaf(module: nn.Module, path: str) -> bool:
-    """Return whether the tracer keeps `module` as one node: torch's own layers, and what has a rule."""
+    """Return whether the tracer keeps `module` as one node: torch's own layers, and what has a rule.
+
+    What only holds others is traced through, and so are layers whose weight is computed from Parameters, unless that
+    takes iterations whose state belongs to the base.
+    """
     if rule_of(module) or layer_of(module):
         return True
+    if parametrize.is_parametrized(module):
+        lists: Any = module.parametrizations
+        return any(isinstance(p, STATEFUL) for several in lists.values() for p in several)
     mine = type(module).__module__.startswith(("torch.nn", "torch.ao.nn"))
-    return mine and not isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+    return mine and not isinstance(module, HOLDERS)
 
 
 def _key(target: Any) -> Any:
@@ -173,143 +151,3 @@ def everywhere(names: Iterable[str]) -> list[Any]:
             getattr(Tensor, f) for f in (name, f"{name}_") if callable(getattr(Tensor, f, None))
         ]
     return found
-
-
-class Op:
-    """One operator of the graph, as its rule sees it: arguments with channel types, and what the rule says of them."""
-
-    def __init__(
-        self,
-        where: str,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        result: Any,
-        *,
-        module: nn.Module | None = None,
-        parameter: Callable[[str], Typed | None] | None = None,
-        derived: frozenset[Path] = frozenset(),
-        computed: frozenset[Path] = frozenset(),
-    ) -> None:
-        self.where = where  # the operator and the user's source line, for reasons
-        self.args = args
-        self.kwargs = dict(kwargs)
-        self.result = result  # the value of the result in the base, on the meta device
-        self.module = module
-        self.derived = derived  # arguments that the graph computes, as opposed to literals
-        self.computed = computed  # those of them that are arithmetic, not a length of some tensor
-        self.counts: dict[Path, OpenAxis] = {}
-        self.summed: list[tuple[str, int]] = []
-        self.filled: dict[str, float] = {}
-        self.layers: list[tuple[str, int]] = []
-        self.mixes = False
-        self.in_order: list[OpenAxis] = []
-        self.extra: dict[str, Any] = {}
-        self._parameter = parameter
-
-    @property
-    def tensors(self) -> list[Typed]:
-        """Every tensor among the arguments, in order."""
-        leaves = tree_leaves((self.args, self.kwargs), is_leaf=lambda x: isinstance(x, Typed))
-        return [x for x in leaves if isinstance(x, Typed)]
-
-    def parameter(self, name: str) -> Typed | None:
-        """Return the module's own Parameter or buffer of this name, None where it has none."""
-        return self._parameter(name) if self._parameter else None
-
-    def bind(self, *names: str, **defaults: Any) -> dict[str, Any]:
-        """Return the arguments by name, positions counted along `names`."""
-        bound: dict[str, Any] = {**dict.fromkeys(names), **defaults}
-        bound.update(zip(names, self.args, strict=False))
-        bound.update(self.kwargs)
-        return bound
-
-    def path(self, name: str, *names: str) -> Path:
-        """Return where the argument `name` of the signature `names` stands."""
-        return (name,) if name in self.kwargs else (names.index(name),)
-
-    def unify(self, a: OpenAxis, b: OpenAxis) -> None:
-        """Say that `a` and `b` are the same channels."""
-        unify(a, b, f"{self.where} mixes it with channels that cannot grow likewise")
-
-    def pin(self, *axes: OpenAxis, why: str = "") -> None:
-        """Say that `axes` cannot grow."""
-        for axis in axes:
-            pin(axis, f"{self.where}{' ' + why if why else ''}")
-
-    def settle(self, *axes: OpenAxis) -> None:
-        """Say that `axes` of a Parameter are no widths at all, such as the extent of a kernel."""
-        for axis in axes:
-            settle(axis)
-
-    def follow(self, axis: OpenAxis, of: OpenAxis) -> None:
-        """Say that `axis` of a Parameter takes in the channels `of` a tensor; it is no width where they cannot grow."""
-        if elastic(of):
-            self.unify(of, axis)
-        else:
-            pin(axis, f"{self.where} takes in channels that cannot grow")
-            unify(of, axis, "")
-
-    def count(self, path: Path, axis: OpenAxis) -> None:
-        """Say that the argument at `path` is the length of `axis`, to be replaced where it grows.
-
-        A length inside an argument that the graph computes whole (`x.shape`) follows by itself.
-        """
-        if not any(path[:n] in self.derived for n in range(1, len(path))):
-            self.counts[path] = axis
-
-    def contracted(self, tensor: Typed, axis: int) -> None:
-        """Say that the result sums over this axis of a Parameter."""
-        if tensor.name is not None:
-            self.summed.append((tensor.name, axis))
-        else:  # no block of a weight that is computed from others can be told apart
-            self.mixed(tensor.axes[axis])
-
-    def fill(self, tensor: Typed | None, value: float) -> None:
-        """Say which value new elements of a buffer have."""
-        if tensor is not None and tensor.name is not None:
-            self.filled[tensor.name] = value
-
-    def layer(self, weight: Typed, axis: int = 0) -> None:
-        """Say that this is a convolution or linear layer with output channels on this axis of `weight`."""
-        if weight.name is not None:
-            self.layers.append((weight.name, axis))
-
-    def mixed(self, *axes: OpenAxis) -> None:
-        """Say that every element of the result depends on all elements of these axes, new ones included.
-
-        Law 4 then holds for the operator restricted to base channels (a mean or a norm over channels, say).
-        """
-        if any(elastic(axis) for axis in axes):
-            self.mixes = True
-
-    def ordered(self, axis: OpenAxis) -> None:
-        """Say that the order of the channels along `axis` matters: each is combined with its neighbours."""
-        self.in_order.append(axis)
-
-    def keyword(self, name: str, value: Any) -> None:
-        """Say that subnets call the operator with this keyword argument, which the base leaves at its default."""
-        self.extra[name] = value
-
-    def plain(self) -> Any:
-        """Return the axes of the result with nothing elastic in them."""
-        return tree_map(
-            lambda v: tuple(fixed(n) for n in v.shape) if isinstance(v, Tensor) else None,
-            self.result,
-        )
-
-    def broadcast(self, *tensors: Typed) -> tuple[OpenAxis, ...]:
-        """Unify tensors that are combined element by element; an axis of length 1 that is repeated couples nothing."""
-        rank = max((len(t.axes) for t in tensors), default=0)
-        axes: list[OpenAxis] = []
-        for i in range(-rank, 0):
-            here = [t.axes[i] for t in tensors if len(t.axes) >= -i]
-            lengths = [t.value.shape[i] for t in tensors if len(t.axes) >= -i]
-            widest = max(lengths)
-            same = [a for a, n in zip(here, lengths, strict=True) if n == widest]
-            for a, n in zip(here, lengths, strict=True):
-                if n != widest:
-                    self.pin(a, why="repeats it along the channels of another tensor")
-            for a in same[1:]:
-                self.unify(same[0], a)
-            axes.append(resolve(same[0]))
-        return tuple(axes)

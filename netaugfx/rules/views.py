@@ -18,23 +18,21 @@ from ..axes import (
     fixed,
     free,
     length,
+    merge,
     resolve,
     times,
 )
-from .registry import NoRule, Op, Path, Typed, everywhere, register_rule
+from .op import NoRule, Op, Path, Typed
+from .registry import everywhere, register_rule
 
 
 @register_rule(Tensor.view, *everywhere(["reshape"]))
 def view(op: Op) -> tuple[OpenAxis, ...]:
     """A literal factor stays and the derived or -1 factor grows; where both are literal the inner grows."""
-    x, sizes = op.args[0], op.args[1:]
-    if len(sizes) == 1 and isinstance(sizes[0], torch.dtype):
+    x = op.args[0]
+    if any(isinstance(a, torch.dtype) for a in op.args[1:]) or set(op.kwargs) - {"shape", "size"}:
         raise NoRule
-    nested = len(sizes) == 1 and isinstance(sizes[0], Sequence)
-    if op.kwargs:
-        raise NoRule
-    given = list(sizes[0]) if nested else list(sizes)
-    paths: list[Path] = [(1, i) if nested else (1 + i,) for i in range(len(given))]
+    given, paths = op.sizes("shape" if "shape" in op.kwargs else "size")
     open_ = [p in op.derived or n == -1 for p, n in zip(paths, given, strict=True)]
     axes = regroup(op, x.axes, list(op.result.shape), open_)
     _count(op, axes, given, paths)
@@ -87,11 +85,23 @@ def _group(
         return [fixed(n) for n in shape]
     if len(merged) == 1:
         return _deal(op, merged[0], shape, open_)
+    if repeated := _repeated(merged, shape):
+        return repeated
     long = [k for k, n in enumerate(shape) if n != 1]
     grows = next((k for k in reversed(long) if open_[k]), long[-1])
     inner = free(shape[grows])
     op.unify(merged, times(prod(shape[:grows]), inner, prod(shape[grows + 1 :])))
     return [resolve(inner) if k == grows else fixed(n) for k, n in enumerate(shape)]
+
+
+def _repeated(axis: OpenAxis, shape: Sequence[int]) -> list[OpenAxis] | None:
+    """Return what becomes of the same concatenation several times (heads of keys and values), None for others."""
+    k = max(i for i, n in enumerate(shape) if n != 1)
+    outer = prod(shape[:k])
+    part, rest = divmod(len(axis), outer)
+    if rest or axis != axis[:part] * outer:
+        return None
+    return [axis[:part] if i == k else fixed(n) for i, n in enumerate(shape)]
 
 
 def _deal(
@@ -120,14 +130,13 @@ def _deal(
         elif len(parts) <= 1:
             dealt[parts[0][0] if parts else k].append(factor)
         else:
-            whole = [i for i, (d, n) in enumerate(parts) if n == shape[d]]
-            among = [i for i in whole if open_[parts[i][0]]] or whole or range(len(parts))
-            grows = max(among)
-            inner = Var(parts[grows][1])
-            pieces = tuple(inner if i == grows else n for i, (_, n) in enumerate(parts))
+            whole = [i for i, (d, n) in enumerate(parts) if n == shape[d]] or [len(parts) - 1]
+            pieces: tuple[OpenFactor, ...] = tuple(
+                Var(n, literal=not open_[d]) if i in whole else n for i, (d, n) in enumerate(parts)
+            )
             op.unify(((factor,),), (pieces,))
-            for i, (d, n) in enumerate(parts):
-                dealt[d].append(inner if i == grows else n)
+            for (d, _), piece in zip(parts, pieces, strict=True):
+                dealt[d].append(piece)
     return [resolve((tuple(factors) or (1,),)) for factors in dealt]
 
 
@@ -138,10 +147,7 @@ def _merge(op: Op, axes: Sequence[OpenAxis]) -> OpenAxis:
     growing = [k for k, axis in enumerate(axes) if elastic(axis)]
     if not growing:
         return fixed(prod(length(axis) for axis in axes))
-    op.pin(*(axes[k] for k in growing[:-1]), why="merges it with another elastic axis")
-    k = growing[-1]
-    outer, inner = (prod(length(axis) for axis in part) for part in (axes[:k], axes[k + 1 :]))
-    return times(outer, axes[k], inner)
+    return merge(axes, f"{op.where} merges it with another elastic axis")
 
 
 @register_rule(*everywhere(["flatten"]))
@@ -170,8 +176,12 @@ def _flatten(op: Op, x: Typed, start: int, end: int) -> tuple[OpenAxis, ...]:
 def unflatten(op: Op) -> tuple[OpenAxis, ...]:
     """One axis becomes several."""
     if op.module is not None:
-        op.pin(*op.args[0].axes, why="has literal lengths")
-        return tuple(op.plain())
+        x, m = op.args[0], op.module
+        dim = int(m.dim) % len(x.axes)  # type: ignore[arg-type]
+        op.pin(x.axes[dim], why="has literal lengths")
+        rank = len(op.result.shape) - len(x.axes) + 1
+        new = (fixed(n) for n in op.result.shape[dim : dim + rank])
+        return (*x.axes[:dim], *new, *x.axes[dim + 1 :])
     a = op.bind("input", "dim", "sizes")
     x, sizes = a["input"], list(a["sizes"])
     dim = a["dim"] % len(x.axes)

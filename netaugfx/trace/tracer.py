@@ -35,6 +35,7 @@ from .meta import (
     to_real,
 )
 from .proxy import Guard, Recorder, Untraceable, origin_of, source_of, updated_attribute
+from .written_out import WRITTEN_OUT
 
 __all__ = ["Guard", "Inputs", "Traced", "is_torch_leaf", "trace"]
 
@@ -370,6 +371,11 @@ class _Mode(TorchFunctionMode):
             return None
         if not _any_leaf((args, kwargs), lambda a: isinstance(a, fx.Proxy) or id(a) in own):
             return func(*args, **kwargs)
+        if func in WRITTEN_OUT:
+            with self:
+                result = WRITTEN_OUT[func](*args, **kwargs)
+            if result is not NotImplemented:
+                return result
         if getattr(func, "__name__", "") == "__get__":
             return getattr(tracer.proxy(tracer.create_arg(args[0])), func.__self__.__name__)
         if is_tensor_method_or_property(func):

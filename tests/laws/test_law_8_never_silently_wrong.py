@@ -31,7 +31,7 @@ def around(kind: str) -> NetworkSpec:
 
 @pytest.mark.parametrize(
     ("kind", "operator"),
-    [("cumsum", "cumsum"), ("sort channels", "sort"), ("flip channels", "flip")],
+    [("sort channels", "sort"), ("flip channels", "flip")],
 )
 def test_an_unknown_operator_pins_and_is_named(kind: str, operator: str) -> None:
     wide = widen(around(kind), Growth(), verify=True)
