@@ -1,6 +1,7 @@
 """Question: does being elastic cost time, in a base pass, in a subnet's pass, in a NetAug step?
 
-    python benchmarks/step.py [--models NAME ...] [--side 64] [--batch 32] [--pairs 15] --out docs/results/step.md
+    OMP_NUM_THREADS=1 python benchmarks/step.py [--models NAME ...] [--side 64] [--batch 32] [--pairs 7]
+        [--channels-last] [--autocast] [--device cpu] [--write NAME]
 
 Forward and backward in train mode, interleaved A B A B in one process; the figure is the median of pairwise ratios.
   base    wide(x) over the plain model
@@ -11,58 +12,21 @@ Forward and backward in train mode, interleaved A B A B in one process; the figu
 from __future__ import annotations
 
 import argparse
-import platform
-import statistics
-import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
-import timm
 import torch
-import torchvision
+from timing import MODELS, build, publish, ratio
 
 import netaugfx
 
-MODELS = (
-    "mobilenetv2_035",
-    "mobilenetv3_small_050",
-    "mnasnet_small",
-    "resnet18",
-    "regnetx_002",
-    "efficientnet_b0",
-    "densenet121",
-    "torchvision:shufflenet_v2_x0_5",
-    "convnext_atto",
-)
 
-
-def build(name: str) -> torch.nn.Module:
-    """Return the untrained model of a timm name, or of `torchvision:NAME`."""
-    if name.startswith("torchvision:"):
-        return torchvision.models.get_model(name.partition(":")[2], weights=None)
-    return timm.create_model(name)
-
-
-def seconds(run: Callable[[], None]) -> float:
-    """Return how long one call takes."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def ratio(a: Callable[[], None], b: Callable[[], None], pairs: int) -> float:
-    """Return the median over pairs of the time of `a` over that of `b`, run in turn."""
-    for run in (a, b, a, b):
-        run()
-    return statistics.median(seconds(a) / seconds(b) for _ in range(pairs))
-
-
-def measure(name: str, batch: int, side: int, pairs: int) -> tuple[float, float, float]:
+def measure(name: str, options: argparse.Namespace) -> tuple[float, float, float]:
     """Return the ratios of base pass, subnet pass and NetAug step."""
-    torch.manual_seed(0)
-    model = build(name).train()
-    x = torch.randn(batch, 3, side, side)
+    kind = torch.channels_last if options.channels_last else torch.contiguous_format
+    model = build(name).train().to(options.device, memory_format=kind)
+    x = torch.randn(options.batch, 3, options.side, options.side, device=options.device)
+    x = x.contiguous(memory_format=kind)
     wide = netaugfx.widen(model, example_inputs=x[:2], verify=False)
     config = wide.sample(torch.Generator().manual_seed(1))
     plain, subnet = netaugfx.extract(wide, config).train(), wide.at(config)
@@ -70,46 +34,53 @@ def measure(name: str, batch: int, side: int, pairs: int) -> tuple[float, float,
     def step(*networks: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], None]:
         def run() -> None:
             for network in networks:
-                network(x).sum().backward()
+                with torch.autocast(options.device, torch.bfloat16, enabled=options.autocast):
+                    loss = network(x).float().sum()
+                loss.backward()
             for module in (model, wide, plain):
                 module.zero_grad()
 
         return run
 
     return (
-        ratio(step(wide), step(model), pairs),
-        ratio(step(subnet), step(plain), pairs),
-        ratio(step(wide, subnet), step(model, plain), pairs),
+        ratio(step(wide), step(model), options.pairs),
+        ratio(step(subnet), step(plain), options.pairs),
+        ratio(step(wide, subnet), step(model, plain), options.pairs),
     )
 
 
 def main() -> None:
-    """Print and write the table."""
+    """Print the table, and write it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--side", type=int, default=64, help="pixels")
-    parser.add_argument("--pairs", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--autocast", action="store_true", help="bfloat16")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--write", metavar="NAME", help="the table's name in docs/results/performance.md"
+    )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    torch.set_num_threads(options.threads)
     lines = [
-        f"Batch {options.batch}, {options.side} pixels, float32, {options.threads} thread(s), {options.pairs} pairs, "
-        f"PyTorch {torch.__version__}, {platform.processor() or platform.machine()}, {time.strftime('%d %B %Y')}.",
-        "",
         "| model | base / plain | subnet / extracted | NetAug step / sum of plain steps |",
         "| --- | ---: | ---: | ---: |",
     ]
     for name in options.models:
-        base, subnet, step = measure(name, options.batch, options.side, options.pairs)
+        base, subnet, step = measure(name, options)
         lines.append(f"| {name} | {base:.3f} | {subnet:.3f} | {step:.3f} |")
         print(lines[-1], flush=True)
-    if options.out:
-        options.out.write_text("\n".join(lines) + "\n")
+    publish(
+        options.write,
+        f"Batch {options.batch}, {options.side} pixels, {'bfloat16 autocast' if options.autocast else 'float32'}, "
+        f"{'channels last' if options.channels_last else 'contiguous'}, {torch.get_num_threads()} thread(s), "
+        f"{options.pairs} pairs;",
+        lines,
+    )
 
 
 if __name__ == "__main__":

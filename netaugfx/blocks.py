@@ -117,43 +117,6 @@ def _narrow(tensor: Tensor, axis: int, start: int, n: int) -> Tensor:
     return tensor.narrow(axis, start, n)
 
 
-class Source:
-    """Where a Parameter or buffer of a subnet comes from; called, it returns it from the tensors as they are now."""
-
-    def __init__(
-        self,
-        name: str,
-        plan: Plan,
-        config: Mapping[str, int],
-        base: nn.Module,
-        rooms: Rooms,
-        cache: dict[Axis, Extent],
-    ) -> None:
-        path, _, self.leaf = name.rpartition(".")
-        owner = base.get_submodule(path)
-        self.home: dict[str, Tensor | None] = (
-            owner._parameters if self.leaf in owner._parameters else owner._buffers  # type: ignore[assignment]
-        )
-        laid = assembly(form(plan, name), plan.base_config, config, plan.max_config, cache)
-        self.laid = None if laid.at_base else laid
-        self.blocks: dict[int, tuple[dict[str, Tensor], str]] = {}
-        if self.laid is not None and laid.form.fill is None:
-            room = rooms.room(path)
-            for axis, _ in laid.steps:
-                key = f"{self.leaf}_axis{axis}"
-                there: dict[str, Tensor] = (
-                    room._parameters if key in room._parameters else room._buffers  # type: ignore[assignment]
-                )
-                self.blocks[axis] = (there, key)
-
-    def __call__(self) -> Tensor | None:
-        value = self.home[self.leaf]
-        if self.laid is None or value is None:
-            return value
-        blocks = {axis: there[key] for axis, (there, key) in self.blocks.items()}
-        return assemble(value, blocks, self.laid)
-
-
 def create(form: Form, base: Tensor, full: Tensor, plan: Plan) -> dict[int, Tensor]:
     """Cut the blocks of `base` out of `full`, a tensor of the largest form's shape; the base's part is not used.
 

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .axes import Axis, Extent, size
-from .blocks import Source
+from .axes import size
 from .errors import ExtractError, NetAugFXError
 from .infer import infer
 from .model import WideModel
@@ -314,14 +313,14 @@ def both_modes(wide: WideModel) -> list[Program]:
 
 def _values(wide: WideModel, config: Config) -> Callable[[str, Tensor], Tensor]:
     """Return what stands in a subnet for a tensor of the base: a copy of what `wide.at(config)` uses."""
-    cache: dict[Axis, Extent] = {}
+    layout = wide._sources.at(config)
     statistics = wide.statistics.get(config, {})
 
     def value(name: str, t: Tensor) -> Tensor:
         made = statistics.get(name)
         if made is None:
             with torch.no_grad():
-                made = Source(name, wide.plan, config, wide.base, wide.rooms, cache)()
+                made = layout.source(name)()
         assert made is not None
         return made.detach().clone(memory_format=torch.preserve_format)
 

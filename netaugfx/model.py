@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.utils._pytree import tree_map
-from torch.utils.flop_counter import FlopCounterMode
 
-from .blocks import Rooms
+from .blocks import Rooms, own_seed
 from .calibrate import BatchStatistics
-from .errors import ConfigError
+from .cost import Cost, cost, counted
+from .errors import ConfigError, PlanError
 from .infer import infer
 from .permute import permute
 from .plan import KINDS, Config, Plan, Width
 from .rewrite import Bound, Program, rewrite
 from .rules import is_leaf
+from .sampling import Draw, Within, checked, choose, pool_of, uniform
+from .sources import Sources
 from .trace import Inputs, Traced, trace
+from .trace.meta import meta_copy
 
-BOUND_CONFIGS = 64  # how many configs keep their layouts
+BOUND_CONFIGS = (
+    64  # how many configs keep their layouts, beside those that some `wide.at(config)` holds
+)
+step_over = partial(_disable_dynamo, recursive=False)  # torch.compile compiles what it calls
+CACHES = ("_programs", "_found", "_sources", "_bound", "_subnets", "_costs", "_chains", "_pools")
 
 
 class WideModel(nn.Module):
@@ -43,6 +51,7 @@ class WideModel(nn.Module):
     example: tuple[tuple[Any, ...], dict[str, Any]]
     rooms: Rooms
     statistics: dict[Config, dict[str, Tensor]]
+    _seed: int
     _active: Config | None
     _generator_state: Tensor
 
@@ -59,6 +68,7 @@ class WideModel(nn.Module):
             plan=plan,
             rooms=rooms,
             example=example,
+            _seed=seed,
             statistics={},
             training=base.training,
             _active=None,
@@ -78,7 +88,7 @@ class WideModel(nn.Module):
         config = self._active
         if config is None:
             return self.base(*args, **kwargs)
-        return self.run(config, args, kwargs)
+        return self._run_active(args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -110,7 +120,7 @@ class WideModel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        for name in ("_programs", "_found", "_bound"):
+        for name in CACHES:
             state.pop(name, None)
         return state
 
@@ -121,7 +131,12 @@ class WideModel(nn.Module):
     def _forget(self) -> None:
         self._programs: dict[tuple[bool, ...], list[Program]] = {}
         self._found: dict[Any, Program] = {}
+        self._sources = Sources(self.plan, self.base, self.rooms)
         self._bound: dict[tuple[int, Config], Bound] = {}
+        self._subnets: WeakValueDictionary[Config, Subnet] = WeakValueDictionary()
+        self._costs: dict[Any, tuple[Cost | None, Program]] = {}
+        self._chains: dict[Any, tuple[Cost, Within]] = {}
+        self._pools: dict[Any, tuple[Config, ...]] = {}
 
     def load_base(self, state_dict: Mapping[str, Any]) -> None:
         """Load the base's Parameters and buffers from a checkpoint of the user's model, strictly.
@@ -187,10 +202,18 @@ class WideModel(nn.Module):
         """
         if not isinstance(config, Mapping):
             raise ConfigError(f"A config is a mapping from width name to size; {config!r} came.")
-        return Subnet(self, self.plan.config(config))
+        whole = self.plan.config(config)
+        subnet = self._subnets.get(whole)
+        if subnet is None:
+            subnet = self._subnets[whole] = Subnet(self, whole)
+        return subnet
 
     def sample(
-        self, generator: torch.Generator | None = None, kinds: Iterable[str] = KINDS
+        self,
+        generator: torch.Generator | None = None,
+        kinds: str | Iterable[str] = KINDS,
+        budget: float | None = None,
+        pool: int | None = None,
     ) -> Config:
         """Draw a config: every width of `kinds` uniformly among its choices, the others at base size.
 
@@ -198,56 +221,102 @@ class WideModel(nn.Module):
             generator: Where randomness comes from; without one, the model's own, seeded by `widen`. The global
                 random state is not used.
             kinds: `stream`, `inner`, or both.
+            budget: Draw uniformly among the configs whose MACs are at most `budget` times the base's, by a Markov
+                chain (`netaugfx.sampling.Within`). MACs are those of eval mode, at the example's shapes.
+            pool: Draw uniformly among so many configs, the same ones always for a model and its seed; they are
+                distinct, wider than the base, and drawn themselves as `kinds` and `budget` say.
 
         Raises:
-            ConfigError: An unknown kind.
+            ConfigError: An argument that is none of these, or fewer configs than the pool should have.
+            PlanError: A budget, but the MACs are no polynomial of the widths.
         """
-        kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
-        for kind in kinds:
-            if kind not in KINDS:
-                raise ConfigError(
-                    f"No width has the kind {kind!r}; kinds are {' and '.join(KINDS)}."
-                )
+        kinds = checked(generator, kinds, budget, pool)
         own = generator is None
         if generator is None:
             generator = torch.Generator()
             generator.set_state(self._generator_state)
-        draws = torch.rand(
-            len(self.plan.widths), generator=generator, device=generator.device
-        ).tolist()
+        config = self._drawing(kinds, budget, pool)(generator)
         if own:
             self._generator_state = generator.get_state()
-        return Config(
-            {
-                w.name: w.choices[int(u * len(w.choices))] if w.kind in kinds else w.base
-                for w, u in zip(self.plan.widths, draws, strict=True)
-            }
-        )
+        return config
 
+    def _drawing(self, kinds: tuple[str, ...], budget: float | None, pool: int | None) -> Draw:
+        """Return what draws a config from a generator."""
+        if pool is not None:
+            key = (kinds, budget, pool)
+            if key not in self._pools:
+                draw = self._drawing(kinds, budget, None)
+                seed = own_seed("pool", self._seed)
+                self._pools[key] = pool_of(pool, draw, self.plan.base_config, seed)
+            return partial(choose, self._pools[key])
+        if budget is None:
+            return partial(uniform, self.plan, kinds)
+        cost = self._polynomial()
+        found, chain = self._chains.get((kinds, budget), (None, None))
+        if chain is None or found is not cost:
+            limit = budget * cost.macs(self.plan.base_config)
+            chain = Within(cost, self.plan, limit, kinds)
+            self._chains[kinds, budget] = cost, chain
+        return chain
+
+    def _polynomial(self) -> Cost:
+        """Return the MACs of one forward at the example's shapes, as a polynomial of the widths.
+
+        Raises:
+            PlanError: Some operator costs no product of channel counts.
+        """
+        found = self._cost(*self.example)[0]
+        if found is None:
+            raise PlanError(
+                "The MACs of this model are no polynomial of its widths, which a budget needs; draw "
+                "without one, and look at wide.macs(config)."
+            )
+        return found
+
+    def _cost(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Cost | None, Program, Inputs]:
+        """Return the polynomial for these inputs in eval mode, if there is one, with what it was read off."""
+        inputs = Inputs.of(self.base, args, kwargs)
+        if inputs.key not in self._costs:
+            model = meta_copy(self.base).eval()
+            program = self.known(model, args, kwargs)
+            if program is None:
+                program = self._rewritten(trace(model, args, kwargs, is_leaf=is_leaf))
+                self.adopt(program)
+            self._costs[inputs.key] = cost(program, self.plan, inputs.tensors), program
+        return *self._costs[inputs.key], inputs
+
+    @step_over
     def run(self, config: Config, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run the subnet at a whole config on the arguments of a forward."""
         if config == self.plan.base_config:
             return self.base(*args, **kwargs)
-        run, bound, tensors = self._prepared(config, args, kwargs)
-        return run(bound, *tensors)
+        bound, tensors = self.prepared(config, args, kwargs)
+        return bound.run(bound, *tensors)
 
-    @_disable_dynamo  # finding a graph is not for torch.compile; running it is
-    def _prepared(
+    @step_over
+    def _run_active(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        assert self._active is not None
+        return self.run(self._active, args, kwargs)
+
+    @_disable_dynamo
+    def prepared(
         self, config: Config, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> tuple[Callable[..., Any], Bound, list[Tensor]]:
+    ) -> tuple[Bound, list[Tensor]]:
+        """Return the graph of a config that is not the base's, ready to run, and its inputs."""
         program, inputs = self.program(args, kwargs)
-        return program.run, self.bound(program, config), inputs.tensors
+        return self.bound(program, config), inputs.tensors
 
     def bound(self, program: Program, config: Config) -> Bound:
         """Return the layouts of `config` for a program, from the cache where they are."""
         key = (id(program), config)
         found = self._bound.get(key)
         if found is None:
-            while len(self._bound) >= BOUND_CONFIGS:
-                self._bound.pop(next(iter(self._bound)))
-            found = Bound(
-                program, self.plan, config, self.base, self.rooms, self.statistics.get(config)
-            )
+            if len(self._bound) >= BOUND_CONFIGS:
+                idle = (k for k in self._bound if k[1] not in self._subnets)
+                self._bound.pop(next(idle, None), None)  # type: ignore[arg-type]
+            found = Bound(program, self._sources, config, self.statistics.get(config))
             self._bound[key] = found
         return found
 
@@ -312,7 +381,7 @@ class WideModel(nn.Module):
             for batch in batches:
                 program, inputs = self.program(*arguments(batch))
                 run = runs.setdefault(id(program), BatchStatistics(program))
-                run.add(Bound(program, self.plan, config, self.base, self.rooms), inputs.tensors)
+                run.add(Bound(program, self._sources, config), inputs.tensors)
         finally:
             for m, flag in zip(self.base.modules(), flags, strict=True):
                 m.training = flag
@@ -357,6 +426,8 @@ class WideModel(nn.Module):
     def macs(self, config: Mapping[str, int], input_shape: tuple[int, ...] | None = None) -> int:
         """Return the multiply-accumulates of one forward at `config`, as `torch.utils.flop_counter` counts them.
 
+        They are those of eval mode. Nothing is run: they are read off the shapes of the plan.
+
         Args:
             config: The subnet's config.
             input_shape: The shape of the input, batch included, for a model with one tensor input; else the
@@ -369,19 +440,10 @@ class WideModel(nn.Module):
             return torch.empty(input_shape or (1, *t.shape[1:]), dtype=t.dtype, device="meta")
 
         config = self.plan.config(config)
-        program, inputs = self.program(*tree_map(empty, self.example))
-        memo: dict[int, Any] = {
-            id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
-            for p in self.rooms.parameters()
-        }
-        memo |= {id(b): torch.empty_like(b, device="meta") for b in self.rooms.buffers()}
-        rooms = copy.deepcopy(self.rooms, memo)
-        counter = FlopCounterMode(display=False)
-        with counter, torch.no_grad():
-            program.run(
-                Bound(program, self.plan, config, program.traced.root, rooms), *inputs.tensors
-            )
-        return int(counter.get_total_flops()) // 2
+        found, program, inputs = self._cost(*tree_map(empty, self.example))
+        if found is not None:
+            return found.macs(config)
+        return counted(program, self.plan, config, inputs.tensors)
 
 
 def _dtype(model: nn.Module) -> torch.dtype | None:
@@ -400,6 +462,7 @@ class Subnet:
         self.config = config
         self._outer: list[Config | None] = []
 
+    @step_over
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.wide.run(self.config, args, kwargs)
 

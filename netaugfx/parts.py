@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from .axes import Axis
 from .blocks import Rooms
+from .cost import Cost, Term
 from .errors import ConfigError, NetAugFXError, TraceError
 from .model import WideModel
 from .permute import checked
@@ -110,6 +112,19 @@ class WideParts(WideModel):
         """Return the multiply-accumulates of all parts, each at the shapes that it was planned for."""
         whole = self.plan.config(config)
         return sum(part.macs(share(whole, path)) for path, part in self.wides.items())
+
+    def _polynomial(self) -> Cost:
+        """Return the MACs of all parts, each at the shapes that it was planned for."""
+        terms = []
+        for path, part in self.wides.items():
+            for term in part._polynomial().terms:
+                axes = tuple(_prefixed(axis, path) for axis in term.axes)
+                terms.append(Term(term.coefficient, axes))
+        return Cost(tuple(terms))
+
+
+def _prefixed(axis: Axis, path: str) -> Axis:
+    return tuple(tuple(f"{path}.{f}" if isinstance(f, str) else f for f in s) for s in axis)
 
 
 def share(config: Mapping[str, int], path: str) -> dict[str, int]:

@@ -10,19 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count as count_up
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from .axes import Axis, Extent, size
-from .blocks import Rooms, Source
+from .axes import Axis, size
 from .plan import Config, Plan
 from .rules import Call, Path, Ref, layer_of, rule_of
-from .rules.norm import SUBNET_FORMS
+from .rules.norm import BATCH_NORM, SUBNET_FORMS, subnet_batch_norm
 from .solve import Typing
+from .sources import Source, Sources
 from .trace import Traced
+
+_numbers = count_up()
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,14 @@ class Program:
     modules: list[str] = field(default_factory=list)
     run: Callable[..., Any] = lambda *_: None
 
+    def own_run(self) -> Callable[..., Any]:
+        """Return `run` as a function of its own: torch.compile keeps what it compiles, and its limits, per code."""
+        known: Any = self.run
+        name = f"subnet_{next(_numbers)}"
+        f = known.__func__
+        own = FunctionType(f.__code__.replace(co_name=name, co_qualname=name), f.__globals__, name)
+        return MethodType(own, known.__self__)
+
 
 class Bound:
     """A config bound to a program, a base and its blocks: what a rewritten graph's first placeholder is.
@@ -62,32 +74,29 @@ class Bound:
     def __init__(
         self,
         program: Program,
-        plan: Plan,
+        sources: Sources,
         config: Config,
-        base: nn.Module,
-        rooms: Rooms,
         statistics: Mapping[str, Tensor] | None = None,
     ) -> None:
-        cache: dict[Axis, Extent] = {}
+        layout = sources.at(config)
         self.counts = [size(axis, config) for axis in program.sizes]
-        self.modules = [base.get_submodule(path) for path in program.modules]
+        self.modules = [sources.module(path) for path in program.modules]
         self.constants = program.traced.constants
-        self.device = next((p.device for p in base.parameters()), torch.device("cpu"))
-        self.sources: list[Callable[[], Tensor | None]] = []
+        self.device = next((p.device for p in sources.base.parameters()), torch.device("cpu"))
+        self.sources: list[Source] = []
         for site in program.sites:
-            source: Callable[[], Tensor | None] = Source(
-                site.name, plan, config, base, rooms, cache
-            )
+            source = layout.source(site.name)
             if statistics is not None and site.name in statistics:
                 source = partial(statistics.get, site.name)
             self.sources.append(partial(_copy, source) if site.private else source)
+        self.run = program.own_run()
 
     def tensor(self, i: int) -> Tensor | None:
         """Return the Parameter or buffer of site `i` at this config."""
         return self.sources[i]()
 
 
-def _copy(source: Callable[[], Tensor | None]) -> Tensor | None:
+def _copy(source: Source) -> Tensor | None:
     value = source()
     return None if value is None else value.clone()
 
@@ -105,6 +114,10 @@ def count(bound: Bound, i: int, original: Any) -> int:
 def constant(bound: Bound, name: str) -> Tensor:
     """A tensor that the forward made while it was traced."""
     return bound.constants[name].to(bound.device)
+
+
+def nothing(bound: Bound) -> None:
+    """The running statistics of a batch norm in training, which a subnet neither reads nor writes."""
 
 
 def submodule(bound: Bound, i: int, *args: Any, **kwargs: Any) -> Any:
@@ -168,6 +181,8 @@ class _Rewriter:
             target = str(node.target)
             if target in traced.constants:
                 return self._call(constant, (self.bound, target), {}, node.name)
+            if _unread(node):
+                return self._call(nothing, (self.bound,), {}, node.name)
             return self._tensor(target, name=node.name, private=self._written(node))
         if node.op == "call_module":
             return self._module(node, args, kwargs)
@@ -200,13 +215,16 @@ class _Rewriter:
 
     def _lowered(self, call: Call, inferred: Call, path: str, name: str | None = None) -> fx.Node:
         args: list[Any] = []
-        for a, b in zip(call.args, inferred.args, strict=True):
+        unread = UNREAD if _by_the_batch(call.target, call.args, call.kwargs) else ()
+        for i, (a, b) in enumerate(zip(call.args, inferred.args, strict=True)):
             if isinstance(a, Call):
                 args.append(self._lowered(a, b, path))
             elif isinstance(a, Ref):
                 owner = self.program.traced.root.get_submodule(path)
                 there = owner._parameters.get(a.name, owner._buffers.get(a.name))
-                args.append(None if there is None else self._tensor(f"{path}.{a.name}"))
+                args.append(
+                    None if there is None or i in unread else self._tensor(f"{path}.{a.name}")
+                )
             else:
                 args.append(a)
         new_args: Any = tuple(args)
@@ -268,6 +286,26 @@ def _same_storage(a: Any, b: Any) -> bool:
         return False
     same: bool = a.untyped_storage()._cdata == b.untyped_storage()._cdata
     return same
+
+
+UNREAD = (BATCH_NORM.index("running_mean"), BATCH_NORM.index("running_var"))
+
+
+def _by_the_batch(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Return whether this is a batch norm that normalises by the batch: in a subnet it has no running statistics."""
+    if SUBNET_FORMS.get(target) is not subnet_batch_norm:
+        return False
+    return {**dict(zip(BATCH_NORM, args, strict=False)), **kwargs}.get("training") is True
+
+
+def _unread(node: fx.Node) -> bool:
+    """Return whether a tensor is read as running statistics of batch norms in training, and as nothing else."""
+    return bool(node.users) and all(
+        _by_the_batch(user.target, user.args, user.kwargs)
+        and all(i in UNREAD for i, a in enumerate(user.args) if a is node)
+        and all(k in BATCH_NORM[1:3] for k, a in user.kwargs.items() if a is node)
+        for user in node.users
+    )
 
 
 def replace_argument(

@@ -1,0 +1,132 @@
+"""A subnet's tensors, written at once, are what the concatenations of `blocks.assemble` give."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import netaugfx
+from netaugfx.blocks import assemble, assembly, form
+from netaugfx.rewrite import nothing
+from netaugfx.sources import Sources
+from tests.networks import CASES, Case
+from tests.real import timm_model
+
+
+def reference(wide: netaugfx.WideModel, name: str, config: netaugfx.Config) -> Tensor:
+    path, _, leaf = name.rpartition(".")
+    owner, room = wide.base.get_submodule(path), wide.rooms.room(path)
+    home = owner._parameters if leaf in owner._parameters else owner._buffers
+    rooms = {**room._parameters, **room._buffers}
+    shape = form(wide.plan, name)
+    blocks = (
+        {i: rooms[shape.block(i).rpartition(".")[2]] for i in shape.order}
+        if shape.fill is None
+        else {}
+    )
+    return assemble(
+        home[leaf], blocks, assembly(shape, wide.base_config, config, wide.max_config, {})
+    )
+
+
+def agree(wide: netaugfx.WideModel) -> None:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in wide.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator))
+    one = {w.name: w.choices[-1] for w in wide.plan.widths[:1]}
+    parameters = [p for p in wide.parameters() if p.requires_grad]
+    for config in (
+        wide.max_config,
+        wide.plan.config(one),
+        wide.sample(generator),
+        wide.sample(generator),
+    ):
+        layout = Sources(wide.plan, wide.base, wide.rooms).at(config)
+        for name in wide.plan.axes:
+            found, expected = layout.source(name)(), reference(wide, name, config)
+            assert found is not None
+            assert torch.equal(found, expected), name
+            assert found.is_contiguous() == expected.is_contiguous()
+            assert found.requires_grad == expected.requires_grad
+            if not expected.requires_grad:
+                continue
+            weight = torch.randn(expected.shape, generator=generator).to(expected.dtype)
+            gradients = [
+                torch.autograd.grad(t, parameters, weight, allow_unused=True)
+                for t in (found, expected)
+            ]
+            for a, b in zip(*gradients, strict=True):
+                assert (a is None) == (b is None), name
+                assert a is None or torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_of_networks_by_hand(case: Case) -> None:
+    try:
+        wide = netaugfx.widen(case.build(), example_inputs=case.inputs(), verify=not case.core)
+    except netaugfx.PlanError as error:
+        pytest.skip(str(error))
+    agree(wide)
+
+
+def test_of_a_concatenating_network_in_channels_last() -> None:
+    model = timm_model("densenet121", growth_rate=4, block_config=(2, 2, 2, 2)).to(
+        memory_format=torch.channels_last
+    )
+    agree(netaugfx.widen(model, example_inputs=torch.zeros(2, 3, 32, 32), verify=False))
+
+
+def small() -> tuple[netaugfx.WideModel, netaugfx.Config, Tensor]:
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3),
+        torch.nn.Tanh(),
+        torch.nn.Conv2d(4, 5, 3),
+        torch.nn.Tanh(),
+        torch.nn.Conv2d(5, 2, 3),
+    ).double()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    wide = netaugfx.widen(model, example_inputs=x, verify=False)
+    return wide, wide.plan.config({"0": 8, "2": 15}), x
+
+
+def test_gradients_of_gradients_are_those_of_the_extracted_network() -> None:
+    wide, config, x = small()
+    network = netaugfx.extract(wide, config)
+    found = []
+    for run, weight in ((wide.at(config), wide.base[2].weight), (network, network[2].weight)):
+        (first,) = torch.autograd.grad(run(x).square().sum(), weight, create_graph=True)
+        (second,) = torch.autograd.grad(first[:5, :4].square().sum(), weight)
+        found.append(second[:5, :4])
+    torch.testing.assert_close(*found)
+
+
+def test_frozen_tensors_get_no_gradient() -> None:
+    wide, config, x = small()
+    wide.base[2].weight.requires_grad_(False)
+    wide.rooms.room("0").weight_axis0.requires_grad_(False)
+    wide.at(config)(x).sum().backward()
+    missing = {name for name, p in wide.named_parameters() if p.grad is None}
+    assert missing == {
+        "2.weight",
+        "augmented.2.weight_axis0",
+        "augmented.2.weight_axis1",
+        "augmented.0.weight_axis0",
+    }
+
+
+def test_running_statistics_are_not_put_together_in_training() -> None:
+    wide = netaugfx.widen(
+        timm_model("mobilenetv3_small_050").train(),
+        example_inputs=torch.zeros(2, 3, 32, 32),
+        verify=False,
+    )
+    program, _ = wide.program(*wide.example)
+    names = {site.name for site in program.sites}
+    assert any(name.endswith("bn1.weight") for name in names)
+    assert not any(name.endswith("running_mean") for name in names)
+    assert any(node.target is nothing for node in program.graph.nodes)
+    wide.eval()
+    program, _ = wide.program(*wide.example)
+    assert any(site.name.endswith("running_mean") for site in program.sites)
