@@ -1,4 +1,4 @@
-"""Modules that an extracted graph keeps whole: what they do depends on train or eval mode (a drop path written by hand).
+"""Modules that an extracted graph keeps whole, since they differ between train and eval mode (a drop path by hand).
 
 A graph of their operators would hold for one mode only; a call of the module holds for both.
 """

@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from torchvision.transforms import v2
 
 from recipes.data import Data
+from recipes.schemes import normalisation as normalisation
+from recipes.schemes import teacher_stddev as teacher_stddev
 
 SMALL = (
     64  # pixels; up to here images are shifted by a padded crop, above they are cropped and resized
@@ -28,13 +30,6 @@ def key(*numbers: int) -> int:
     """A seed of 63 bits from whole numbers, unrelated for neighbouring numbers."""
     digest = hashlib.blake2b(",".join(map(str, numbers)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-def normalisation(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation that images are normalised by: ImageNet's for colour, else 0.5."""
-    if channels == 3:
-        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-    return (0.5,) * channels, (0.5,) * channels
 
 
 def build_transforms(data: Data, augment: str = "standard") -> tuple[Callable, Callable]:

@@ -1,4 +1,4 @@
-"""The command line: `netaugfx train`, `inspect`, `diagnose` and `report`.
+"""The command line: `netaugfx` train, distill, evaluate, rank-augmentations, inspect, diagnose, report.
 
 Exit codes: 0 done; 2 bad input, told in one line; 130 stopped by Ctrl-C.
 """
@@ -14,6 +14,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from netaugfx.errors import NetAugFXError
+from recipes.distill_commands import (
+    add_distill_command,
+    add_evaluate_command,
+    add_rank_command,
+)
 from recipes.options import add_model_options, add_train_options, add_width_options
 
 EXTRA = (
@@ -22,6 +27,7 @@ EXTRA = (
     "accelerate",
     "torchvision",
     "safetensors",
+    "torchmetrics",
     "rich",
     "sklearn",
     "PIL",
@@ -63,6 +69,7 @@ def _train(options: argparse.Namespace) -> None:
 
     from recipes.compare import compare, parse_arms, parse_seeds
     from recipes.config import TrainConfig
+    from recipes.distill_options import method_and_distillation
     from recipes.errors import RunError
     from recipes.models import parse_model_args
     from recipes.training import Cadence, train
@@ -80,6 +87,7 @@ def _train(options: argparse.Namespace) -> None:
     fields["model_args"] = parse_model_args(options.model_args)
     fields["kinds"], fields["keep"] = tuple(options.kinds), tuple(options.keep)
     fields["ratios"] = dict(options.ratios) if options.ratios else None
+    fields["method"], fields["distill"] = method_and_distillation(options)
     workers = options.workers
     if workers is None:  # digits lie in memory; photographs are decoded beside the training
         workers = 0 if options.data == "digits" else max(0, min(4, (os.cpu_count() or 1) - 1))
@@ -149,6 +157,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.set_defaults(run=_train)
     add_train_options(train)
+
+    add_distill_command(commands).set_defaults(run=_train)
+    add_rank_command(commands)
+    add_evaluate_command(commands)
 
     inspect = commands.add_parser(
         "inspect",

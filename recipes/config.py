@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from recipes.distill_config import ONLINE, Distillation
 from recipes.errors import RunError
 
 NETAUG_ONLY = (
@@ -33,7 +34,7 @@ class TrainConfig:
     num_classes: int | None = None  # None: from the data, as the two below
     channels: int | None = None
     image_size: int | None = None  # pixels
-    method: str = "baseline"  # or "netaug"
+    method: str = "baseline"  # or "netaug", or "sandwich"
     tune: str = "all"  # what learns: "all"; "bias" (biases, norms, classifier); "lite" (these and
     # lite residual modules beside the blocks): TinyTL, Cai et al. 2020
 
@@ -83,6 +84,15 @@ class TrainConfig:
 
     seed: int = 0  # of weights, order, augmentation and sampling
 
+    # --- distillation
+    distill: Distillation | None = None  # who teaches what; None: nobody
+
+    @property
+    def grows(self) -> bool:
+        """Whether the model is widened."""
+        by_itself = self.distill is not None and self.distill.teacher in ONLINE
+        return self.method in ("netaug", "sandwich") or by_itself
+
     def __post_init__(self) -> None:
         """Refuse values that no run can have.
 
@@ -90,7 +100,7 @@ class TrainConfig:
             RunError: with the value that came and those that are possible.
         """
         one_of = {
-            "method": ("baseline", "netaug"),
+            "method": ("baseline", "netaug", "sandwich"),
             "tune": ("all", "bias", "lite"),
             "coupling": ("independent", "expand"),
             "augment": ("standard", "none", "autoaugment", "randaugment"),
@@ -111,5 +121,7 @@ class TrainConfig:
     def identity(self) -> dict[str, Any]:
         """The fields that make the run what it is, as JSON; the baseline has no widths."""
         fields = dataclasses.asdict(self)
-        left_out = () if self.method == "netaug" else NETAUG_ONLY
+        left_out = () if self.grows else NETAUG_ONLY
+        if self.distill is None:
+            del fields["distill"]
         return {name: value for name, value in fields.items() if name not in left_out}

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from recipes.distill_config import PRESETS
+from recipes.distill_options import add_distill_options
+
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
     """What a run is, what is compared, and where it runs."""
@@ -20,7 +23,10 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         help="digits, folder:PATH, torchvision:NAME@ROOT, or NAME@ROOT for timm",
     )
     parser.add_argument(
-        "--method", choices=("baseline", "netaug"), default="baseline", help="how to train"
+        "--method",
+        choices=("baseline", "netaug", "sandwich", *PRESETS),
+        default="baseline",
+        help="how to train",
     )
     parser.add_argument(
         "--epochs", type=at_least(1), default=10, help="passes over the training images"
@@ -42,6 +48,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     _add_netaug_options(parser.add_argument_group("NetAug"))
     _add_optimisation_options(parser.add_argument_group("optimisation"))
     _add_regulariser_options(parser.add_argument_group("regularisers"))
+    add_distill_options(parser.add_argument_group("distillation"))
     comparison = parser.add_argument_group("comparison")
     comparison.add_argument(
         "--compare",

@@ -33,6 +33,7 @@ from recipes.models import check_logits
 from recipes.netaug import sample_uniformly
 from recipes.regularise import add_dropblock
 from recipes.rundir import RunDirectory
+from recipes.teaching import own_parameters, rewrapped, teach
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def set_up(
     if config.dropblock:
         add_dropblock(model, config.dropblock)
     sampler = sample_uniformly
-    if config.method == "netaug":
+    if config.grows:
         model, sampler = widen(model, config, example)
         console.print(
             f"{len(model.widths)} widths grow, elastic share {model.elastic_share:.3f}, "
@@ -120,7 +121,11 @@ def set_up(
         if config.sort and (config.pretrained or config.init is not None):
             console.print("trained weights: channels are not sorted")
     average = BaseAverage(without_blocks(model), config.ema) if config.ema is not None else None
+    task = build_task(model, config, sampler, next(model.parameters()).device)
+    task = teach(task, config, data, example)
     optimizer = build_optimizer(model, config)
+    if own_parameters(task):
+        optimizer.add_param_group({"params": own_parameters(task)})
     some_batches, validation, keys = build_loaders(
         data, config.batch_size, config.seed, workers, config.augment
     )
@@ -141,7 +146,7 @@ def set_up(
         model=model,
         plain=accelerator.unwrap_model(model),
         average=average,
-        task=build_task(model, config, sampler, accelerator.device),
+        task=rewrapped(task, model, accelerator),
         optimizer=optimizer,
         scheduler=scheduler,
         loaders=tuple(loaders),

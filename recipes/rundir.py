@@ -142,8 +142,11 @@ def environment() -> dict[str, Any]:
     }
 
 
+SHOWN = ("train_loss", "train_base_loss", "train_augmented_loss")
+
+
 def readable(line: Mapping[str, Any], epochs: int) -> str:
-    """A line of metrics.jsonl for a person."""
+    """A line of metrics.jsonl for a person; what a teacher adds follows, a line for each term."""
     train_loss = f"{line.get('train_base_loss', line['train_loss']):.3f}"
     if "train_augmented_loss" in line:
         train_loss += f" (augmented {line['train_augmented_loss']:.3f})"
@@ -152,6 +155,10 @@ def readable(line: Mapping[str, Any], epochs: int) -> str:
         f"train loss {train_loss} top-1 {line['train_top1']:5.2f}  "
         f"val loss {line['val_loss']:.3f} top-1 {line['val_top1']:5.2f} "
         f"top-5 {line['val_top5']:5.2f}  {line['seconds']:.1f} s"
+    ) + "".join(
+        f"\n    {name.removeprefix('train_').replace('_', ' ')} {value:.4f}"
+        for name, value in line.items()
+        if name.startswith("train_") and name.endswith("_loss") and name not in SHOWN
     )
 
 

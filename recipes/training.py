@@ -39,6 +39,7 @@ from recipes.netaug import NetAugTask
 from recipes.regularise import mix
 from recipes.run import Cadence, Done, Run, due, keep, restore, set_up
 from recipes.rundir import RunDirectory, readable
+from recipes.teaching import netaug_in, teacher_digest
 
 __all__ = ["Cadence", "TrainConfig", "train"]
 
@@ -99,6 +100,8 @@ def train(
         if not Path(config.init).is_file():
             raise RunError(f"--init {config.init}: there is no such file.")
         identity["init_sha256"] = digest(Path(config.init))
+    if teacher_digest(config.distill) is not None:
+        identity["teacher_sha256"] = teacher_digest(config.distill)
     directory = RunDirectory(out)
     main = accelerator.is_main_process
     if main:
@@ -135,8 +138,9 @@ def train_epoch(run: Run, done: Done) -> None:
     run.keys.epoch, run.keys.skip = epoch, 0
     if done.batches == 0:
         done.lr = learning_rate(run.optimizer)
-    if isinstance(task, NetAugTask):
-        task.kinds, task.alpha = kinds_at(config, epoch), alpha_at(config, epoch)
+    netaug = netaug_in(task)
+    if netaug is not None:
+        netaug.kinds, netaug.alpha = kinds_at(config, epoch), alpha_at(config, epoch)
         if done.batches == 0 and sorts_at(config, epoch):
             seen = ((images.to(accelerator.device), y) for images, y in batches(run.some_batches))
             sort_channels(run.plain, run.optimizer, run.average, seen)
