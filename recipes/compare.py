@@ -1,8 +1,8 @@
 """`netaugfx train --compare ARMS --seeds LIST`: several ways to train, side by side.
 
-An arm is a name in `ARMS`, or several joined by +, as netaug+mixup. Each arm and seed is a run in
-OUT/ARM-SEED; a comparison that was stopped goes on where it was. OUT/comparison.json and .png hold
-the outcome.
+An arm is a name in `ARMS`, or several joined by +, as netaug+mixup; behind a colon, it sets a field
+of TrainConfig, as netaug:alpha=0.5:kinds=inner. Each arm and seed is a run in OUT/ARM-SEED; a
+comparison that was stopped goes on where it was. OUT/comparison.json and .png hold the outcome.
 
 Source: H. Cai, C. Gan, J. Lin, S. Han, "Network Augmentation for Tiny Deep Learning", ICLR 2022,
 tables 3 and 6: NetAug against regularisers.
@@ -10,7 +10,10 @@ tables 3 and 6: NetAug against regularisers.
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -45,17 +48,42 @@ ARMS: dict[str, dict[str, Any]] = {
 def parse_arms(text: str) -> dict[str, dict[str, Any]]:
     """Arm -> what it changes, of a comma-separated list.
 
-    >>> parse_arms("baseline,netaug+mixup")
-    {'baseline': {}, 'netaug+mixup': {'method': 'netaug', 'mixup': 0.2}}
+    >>> parse_arms("baseline,netaug+mixup:epochs=40")
+    {'baseline': {}, 'netaug+mixup:epochs=40': {'method': 'netaug', 'mixup': 0.2, 'epochs': 40}}
     """
     found = {}
-    for arm in text.split(","):
-        parts = arm.strip().split("+")
-        for part in parts:
-            if part not in ARMS:
-                raise RunError(f"--compare: there is no arm {part!r}. {near(part, list(ARMS))}")
-        found[arm.strip()] = {key: value for part in parts for key, value in ARMS[part].items()}
+    for arm in filter(None, (each.strip() for each in text.split(","))):
+        names, *settings = arm.split(":")
+        changes: dict[str, Any] = {}
+        for name in names.split("+"):
+            if name not in ARMS:
+                raise RunError(f"--compare: there is no arm {name!r}. {near(name, list(ARMS))}")
+            changes |= ARMS[name]
+        for setting in settings:
+            name, equals, value = setting.partition("=")
+            fields = [each.name for each in dataclasses.fields(TrainConfig) if each.name != "seed"]
+            if not equals or name not in fields:
+                raise RunError(f"--compare: {arm!r} sets no field {name!r}. {near(name, fields)}")
+            changes[name] = _value(name, value)
+        found[arm] = changes
     return found
+
+
+def _value(name: str, text: str) -> Any:
+    """The value of a field: a Python literal, or else a string."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = (text,) if name in ("kinds", "keep") else text
+    default = TrainConfig.__dataclass_fields__[name].default
+    if isinstance(default, int | float) and not isinstance(value, int | float):
+        raise RunError(f"--compare: {name} is a number, as {default}; got {text!r}.")
+    return value
+
+
+def directory_of(out: Path, arm: str, seed: int) -> Path:
+    """Where the run of an arm and a seed lies."""
+    return out / f"{re.sub(r'[^A-Za-z0-9_.+=-]+', '-', arm)}-{seed}"
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -94,7 +122,7 @@ def compare(
     results: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in arms}
     for seed in seeds:
         for arm, changes in arms.items():
-            directory = out / f"{arm}-{seed}"
+            directory = directory_of(out, arm, seed)
             console.print(f"{arm}, seed {seed}", style="bold", highlight=False)
             run = replace(config, **changes, seed=seed)
             begun = (directory / "config.json").exists()
@@ -103,7 +131,7 @@ def compare(
             )
             outcome = summarise(results)
             write_json(out / "comparison.json", outcome)
-    curves = {arm: [read_metrics(out / f"{arm}-{seed}") for seed in seeds] for arm in arms}
+    curves = {arm: [read_metrics(directory_of(out, arm, seed)) for seed in seeds] for arm in arms}
     draw_curves(out / "comparison.png", curves)
     print_comparison(outcome, console)
     return outcome

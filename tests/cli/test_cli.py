@@ -292,22 +292,28 @@ def test_without_the_extra_it_says_what_to_install() -> None:
 
 
 def test_compare(capsys: pytest.CaptureFixture[str]) -> None:
-    arms = ["--compare", "baseline,netaug+mixup,no-augmentation", "--seeds", "0,1"]
+    arms = [
+        *("--compare", "baseline,netaug+mixup:kinds=stream:alpha=0.5,no-augmentation"),
+        *("--seeds", "0,1"),
+    ]
     assert train(*arms) == 0
     shown = capsys.readouterr().out
     assert "2 seeds, mean and 95% interval" in shown
     found = json.loads(Path("run/comparison.json").read_text())
-    assert list(found) == ["baseline", "netaug+mixup", "no-augmentation"]
+    mixed = "netaug+mixup-kinds=stream-alpha=0.5"
+    assert list(found) == ["baseline", mixed.replace("-", ":"), "no-augmentation"]
     assert found["baseline"]["gain"]["each"] == [0.0, 0.0]
     for arm, of in found.items():
         assert of["seeds"] == [0, 1]
         for seed, top1 in zip(of["seeds"], of["top1"], strict=True):
-            assert json.loads(Path(f"run/{arm}-{seed}/result.json").read_text())["top1"] == top1
-    held = json.loads(Path("run/netaug+mixup-1/config.json").read_text())["config"]
+            result = Path(f"run/{arm.replace(':', '-')}-{seed}/result.json")
+            assert json.loads(result.read_text())["top1"] == top1
+    held = json.loads(Path(f"run/{mixed}-1/config.json").read_text())["config"]
     assert (held["method"], held["mixup"], held["seed"]) == ("netaug", 0.2, 1)
+    assert (held["kinds"], held["alpha"]) == (["stream"], 0.5)
     assert Path("run/comparison.png").stat().st_size > 1000
     before = Path("run/baseline-0/checkpoint.safetensors").stat().st_mtime_ns
-    Path("run/netaug+mixup-1/result.json").unlink()  # as if it had been stopped there
+    Path(f"run/{mixed}-1/result.json").unlink()  # as if it had been stopped there
     assert train(*arms) == 0
     assert "resuming after epoch 1 of 1" in capsys.readouterr().out
     assert Path("run/baseline-0/checkpoint.safetensors").stat().st_mtime_ns == before
@@ -329,6 +335,8 @@ def test_tensorboard() -> None:
     ("more", "message"),
     [
         (["--compare", "baseline,mixxup"], r"--compare: there is no arm 'mixxup'\. Near: mixup.*"),
+        (["--compare", "netaug:alhpa=1"], r"--compare: .* sets no field 'alhpa'\. Near: alpha.*"),
+        (["--compare", "netaug:lr=x"], r"--compare: lr is a number, as 0\.1; got 'x'\."),
         (["--compare", "baseline", "--seeds", "0,b"], r"--seeds expects whole numbers, .*'0,b'\."),
         (["--ema", "1"], r"ema is a decay between 0 and 1, e\.g\. 0\.999; 1\.0 came\."),
         (["--stop-stream", "1.5"], r"stop_stream is a share from 0 to 1; 1\.5 came\."),
