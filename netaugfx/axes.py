@@ -10,7 +10,7 @@ sequences of products, where a variable may also be cut into a sum or refined in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd, prod
 
@@ -20,6 +20,7 @@ Segment = tuple[
 ]  # factors from the outermost to the innermost; one of them at most is a width
 Axis = tuple[Segment, ...]
 MAX_SEGMENTS = 256  # beyond this an interleaved axis is pinned instead of spelt out
+ONE_FACTOR = "it multiplies another width, and only one factor of a product can grow"
 
 
 def size(axis: Axis, sizes: Mapping[str, int]) -> int:
@@ -123,13 +124,19 @@ def _join(full: list[tuple[int, int]], start: int, length: int) -> None:
 
 
 class Var:
-    """A size that inference has to find: free, bound to an axis of other variables, or pinned."""
+    """A size that inference has to find: free, bound to an axis of other variables, or pinned.
 
-    __slots__ = ("bound", "order", "reason", "size")
+    Args:
+        size: In the base.
+        literal: Whether the source spells it out, so that another factor of a product had better grow.
+    """
+
+    __slots__ = ("bound", "literal", "order", "reason", "size")
     count = 0
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, literal: bool = False) -> None:
         self.size = size
+        self.literal = literal
         self.bound: OpenAxis | None = None
         self.reason: str | None = None  # why it is pinned
         Var.count += 1
@@ -184,6 +191,23 @@ def settle(axis: OpenAxis) -> None:
     """Make the variables of `axis` plain numbers: it is no width at all (a kernel's extent)."""
     for v in variables(resolve(axis)):
         v.bound = ((v.size,),)
+
+
+def merge(axes: Sequence[OpenAxis], reason: str) -> OpenAxis:
+    """Return the axis that `axes` give when they are laid out as one; of several sums all but the last are pinned."""
+    axes = [resolve(axis) for axis in axes]
+    for axis in axes if len(axes) > 1 else ():
+        if length(axis) == 1:  # it could not be told from its neighbours
+            pin(axis, reason)
+    several = [k for k, axis in enumerate(axes) if len(axis) > 1]
+    if not several:
+        return resolve((tuple(f for axis in axes for f in axis[0]),))
+    last = several[-1]
+    for k, axis in enumerate(axes):
+        if k != last:
+            pin(axis, reason)
+    outer, inner = (prod(length(axis) for axis in part) for part in (axes[:last], axes[last + 1 :]))
+    return times(outer, axes[last], inner)
 
 
 def times(outer: int, axis: OpenAxis, inner: int) -> OpenAxis:
@@ -241,10 +265,31 @@ def _resolve(segment: OpenSegment) -> list[OpenSegment]:
                 pin((s,), f"it is interleaved {outer} times in a merged axis")
             return [(_length(segment),)]
         return inner * outer
-    loose = [f for f in done if isinstance(f, Var) and f.reason is None]
-    for v in loose[:-1]:
-        v.reason = "it multiplies another width, and only one factor of a product can grow"
     return [tuple(done) or (1,)]
+
+
+def choose(axes: Iterable[OpenAxis]) -> None:
+    """Let one factor of every product grow and pin the others.
+
+    It is one that grows in another product already, else one that the source does not spell out, else the innermost.
+    """
+    grows: set[Var] = set()
+    for axis in axes:
+        for segment in resolve(axis):
+            factors = [f for f in segment if isinstance(f, Var)]
+            if len(factors) > 1:
+                best = max(
+                    range(len(factors)),
+                    key=lambda i: (
+                        factors[i].reason is None,
+                        factors[i] in grows,
+                        not factors[i].literal,
+                        i,
+                    ),
+                )
+                grows.add(factors[best])
+                for v in factors[:best] + factors[best + 1 :]:
+                    v.reason = ONE_FACTOR
 
 
 def _times(factors: list[OpenFactor], n: int) -> None:
@@ -308,41 +353,45 @@ def _cut(segment: OpenSegment, n: int, reason: str) -> OpenAxis:
 def _match(x: OpenSegment, y: OpenSegment, reason: str) -> None:
     """Unify two segments of the same length, factor by factor from the outermost on."""
     while x and y:
+        (x,), (y,) = resolve((x,)), resolve((y,))  # a factor may have been bound meanwhile
         f, g = x[0], y[0]
-        if len(x) == 1 and len(y) == 1:
+        if len(x) == 1 == len(y):
             _bind(f, g, reason)
             return
-        if isinstance(f, Var) and len(x) == 1 and f not in y and not _fixed(y):
-            _define(f, y)
+        if x == y:
             return
-        if isinstance(g, Var) and len(y) == 1 and g not in x and not _fixed(x):
-            _define(g, x)
-            return
+        if _fixed(x) or _fixed(y):
+            break
+        for alone, other in ((x, y), (y, x)):
+            v = alone[0]
+            if len(alone) == 1 and isinstance(v, Var):
+                if v in other:  # times factors of size 1
+                    pin((tuple(u for u in other if u is not v),), reason)
+                else:
+                    _define(v, other)
+                return
         m, n = (h if isinstance(h, int) else h.size for h in (f, g))
-        if m == n:
-            _bind(f, g, reason)
-            x, y = x[1:], y[1:]
-            continue
         d = gcd(m, n)
         if d not in (m, n):
             break
-        x, y = _divide(x, d, reason), _divide(y, d, reason)
+        x, y = _divide(x, d), _divide(y, d)
+        _bind(x[0], y[0], reason)
         x, y = x[1:], y[1:]
     pin((x,) if x else (), reason)
     pin((y,) if y else (), reason)
 
 
-def _divide(segment: OpenSegment, d: int, reason: str) -> OpenSegment:
+def _divide(segment: OpenSegment, d: int) -> OpenSegment:
     """Write the outermost factor of `segment` as `d` times the rest."""
-    f = segment[0]
-    if isinstance(f, int):
-        return (d, f // d, *segment[1:]) if f != d else segment
-    if f.size == d or f.reason is not None:
-        f.reason = f.reason or reason
-        return (d, f.size // d, *segment[1:]) if f.size != d else (d, *segment[1:])
-    inner = Var(f.size // d)
-    f.bound = ((d, inner),)
-    return (d, inner, *segment[1:])
+    f, rest = segment[0], segment[1:]
+    n = f if isinstance(f, int) else f.size
+    if n == d:
+        return segment
+    if isinstance(f, int) or f.reason is not None:
+        return (d, n // d, *rest)
+    outer, inner = Var(d, f.literal), Var(n // d, f.literal)
+    f.bound = ((outer, inner),)
+    return (outer, inner, *rest)
 
 
 def _fixed(segment: OpenSegment) -> bool:
@@ -350,6 +399,9 @@ def _fixed(segment: OpenSegment) -> bool:
 
 
 def _define(v: Var, segment: OpenSegment) -> None:
+    if len(segment) == 1:
+        _bind(v, segment[0], "")
+        return
     if v.reason is not None:
         pin((segment,), v.reason)
     v.bound = (segment,)
@@ -368,4 +420,5 @@ def _bind(f: OpenFactor, g: OpenFactor, reason: str) -> None:
         return
     first, second = (f, g) if f.order < g.order else (g, f)
     first.reason = first.reason or second.reason
+    first.literal = first.literal or second.literal
     second.bound = ((first,),)

@@ -50,13 +50,15 @@ def infer(
     """
     solver = Solver(traces[0].root, plan)
     typings = [solver.graph(traced) for traced in traces]
-    solver.keep_numbers()
     if plan is not None:
+        solver.keep_numbers()
         solver.check()
         names = {v: name for name, v in solver.seeds.items()}
         return plan, [_named(typing, names) for typing in typings]
-    solver.keep(keep, traces[0].root)
     solver.require_makers()
+    solver.choose()
+    solver.keep_numbers()
+    solver.keep(keep, traces[0].root)
     names = solver.names()
     by_name = {name: v for v, name in names.items()}
     for name, reason in pins.items():

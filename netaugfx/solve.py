@@ -13,9 +13,11 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .axes import (
+    ONE_FACTOR,
     Axis,
     OpenAxis,
     Var,
+    choose,
     elastic,
     fixed,
     free,
@@ -31,6 +33,7 @@ from .trace import Traced
 
 READS: frozenset[Any] = frozenset({operator.getitem, "size", getattr})
 OUTPUT = "it is an output of the network"
+FEW = 16  # segments; a pinned axis of more of them is listed as one
 HARMLESS = {
     "size",
     "dim",
@@ -84,7 +87,7 @@ class Solver:
         self.parameters: dict[str, tuple[OpenAxis, ...]] = {}
         self.summed: dict[str, set[int]] = {}
         self.fills: dict[str, float] = {}
-        self.weights: dict[tuple[str, int], OpenAxis] = {}
+        self.weights: dict[str, OpenAxis] = {}  # of convolution and linear layers: output channels
         self.touched: list[tuple[str, OpenAxis]] = []
         self.ordered: list[OpenAxis] = []
         self.numbers: list[tuple[str, list[OpenAxis]]] = []
@@ -274,8 +277,7 @@ class Solver:
         for name, axis in op.summed:
             self.summed.setdefault(name, set()).add(axis)
         self.fills.update(op.filled)
-        for weight, axis in op.layers:
-            self.weights[weight.name or node.name, axis] = weight.axes[axis]
+        self.weights.update({name or f"computed for {node.name}": a for name, a in op.layers})
         for path in op.numbers:
             source = _argument(node, path)
             if isinstance(source, fx.Node) and isinstance(source.meta["val"], int | float):
@@ -370,6 +372,11 @@ class Solver:
                     if v not in made and v.reason is None:
                         v.reason = "no Parameter makes these channels"
 
+    def choose(self) -> None:
+        """Let one factor of every product grow."""
+        here = [axis for axes in self.parameters.values() for axis in axes]
+        choose([*here, *dict.fromkeys(axis for _, axis in self.touched)])
+
     def names(self) -> dict[Var, str]:
         """Name every variable after the first layer that has it, with an index where that layer has several."""
         names: dict[Var, str] = {}
@@ -377,6 +384,12 @@ class Solver:
             owner = parameter.rpartition(".")[0] or parameter
             for i, axis in enumerate(axes):
                 distinct = list(dict.fromkeys(variables(resolve(axis))))
+                if len(distinct) > 1:  # the factors that stay are no width of this layer
+                    distinct = [v for v in distinct if v.reason != ONE_FACTOR]
+                if len(distinct) > FEW and all(v.reason for v in distinct):
+                    distinct = distinct[
+                        :1
+                    ]  # an axis that slices cut to pieces and something pinned
                 new = [v for v in distinct if v not in names]
                 for v in new:
                     name = owner if len(distinct) == 1 else f"{owner}[{distinct.index(v)}]"

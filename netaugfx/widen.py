@@ -292,13 +292,12 @@ def _on_meta(example: Any, batch: int | None = None) -> Example:
 
 def _default(model: nn.Module) -> Tensor:
     """Return an input as the model's own configuration says, else a 224-pixel image."""
+    size_of: Sequence[int] = (224, 224)
     for name in ("pretrained_cfg", "default_cfg"):
-        size_of = getattr(model, name, None)
-        if isinstance(size_of, Mapping) and size_of.get("input_size"):
-            image = tuple(size_of["input_size"][-2:])
+        cfg = getattr(model, name, None)
+        if isinstance(cfg, Mapping) and cfg.get("input_size"):
+            size_of = tuple(cfg["input_size"])
             break
-    else:
-        image = (224, 224)
     layers = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
     first = next((m for m in model.modules() if isinstance(m, layers)), None)
     if not isinstance(first, nn.Conv2d):
@@ -306,8 +305,17 @@ def _default(model: nn.Module) -> Tensor:
             f"{type(model).__name__} does not start with a 2-d convolution, so its input is unknown; "
             "give example_inputs."
         )
-    dtype = first.weight.dtype
-    return torch.empty((2, first.in_channels, *image), dtype=dtype, device="meta")
+
+    def image(channels: int) -> Tensor:
+        return torch.empty((2, channels, *size_of[-2:]), dtype=first.weight.dtype, device="meta")
+
+    if size_of[:-2] and size_of[0] != first.in_channels:
+        try:  # the image may be taken apart (space to depth) before the first convolution
+            _traces(model, arguments(image(size_of[0])))
+            return image(size_of[0])
+        except NetAugFXError:
+            pass
+    return image(first.in_channels)
 
 
 def _fits(made: Plan, model: nn.Module) -> None:

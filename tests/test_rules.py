@@ -360,8 +360,8 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
 
 # what stays beside what grows
 BESIDE = {
-    "eca": ("merges it with another elastic axis",),
-    "flatten two": ("merges it with another elastic axis",),
+    "eca": ("it multiplies another width",),
+    "flatten two": ("it multiplies another width",),
     "diff": ("begins with its first element",),
     "diff of two": ("begins with its first element",),
     "one channel, expanded": ("expand() repeats it",),

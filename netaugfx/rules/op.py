@@ -87,7 +87,7 @@ class Op:
         self.numbers: list[Path] = []
         self.summed: list[tuple[str, int]] = []
         self.filled: dict[str, float] = {}
-        self.layers: list[tuple[Typed, int]] = []
+        self.layers: list[tuple[str | None, OpenAxis]] = []
         self.mixes = False
         self.in_order: list[OpenAxis] = []
         self.extra: dict[str, Any] = {}
@@ -134,7 +134,9 @@ class Op:
 
     def unify(self, a: OpenAxis, b: OpenAxis) -> None:
         """Say that `a` and `b` are the same channels."""
-        unify(a, b, f"{self.where} combines it with {_fault(a, b)}")
+        why = f"{self.where} combines it with {_fault(a, b)}"
+        _, again, cause = why.partition(f", since {self.where} ")
+        unify(a, b, f"{self.where} {cause}" if again else why)
 
     def pin(self, *axes: OpenAxis, why: str = "") -> None:
         """Say that `axes` cannot grow."""
@@ -183,7 +185,7 @@ class Op:
 
     def layer(self, weight: Typed, axis: int = 0) -> None:
         """Say that this is a convolution or linear layer with output channels on this axis of `weight`."""
-        self.layers.append((weight, axis))
+        self.layers.append((weight.name, weight.axes[axis]))
 
     def mixed(self, *axes: OpenAxis) -> None:
         """Say that every element of the result depends on all elements of these axes, new ones included.

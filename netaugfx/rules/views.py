@@ -18,6 +18,7 @@ from ..axes import (
     fixed,
     free,
     length,
+    merge,
     resolve,
     times,
 )
@@ -84,11 +85,23 @@ def _group(
         return [fixed(n) for n in shape]
     if len(merged) == 1:
         return _deal(op, merged[0], shape, open_)
+    if repeated := _repeated(merged, shape):
+        return repeated
     long = [k for k, n in enumerate(shape) if n != 1]
     grows = next((k for k in reversed(long) if open_[k]), long[-1])
     inner = free(shape[grows])
     op.unify(merged, times(prod(shape[:grows]), inner, prod(shape[grows + 1 :])))
     return [resolve(inner) if k == grows else fixed(n) for k, n in enumerate(shape)]
+
+
+def _repeated(axis: OpenAxis, shape: Sequence[int]) -> list[OpenAxis] | None:
+    """Return what becomes of the same concatenation several times (heads of keys and values), None for others."""
+    k = max(i for i, n in enumerate(shape) if n != 1)
+    outer = prod(shape[:k])
+    part, rest = divmod(len(axis), outer)
+    if rest or axis != axis[:part] * outer:
+        return None
+    return [axis[:part] if i == k else fixed(n) for i, n in enumerate(shape)]
 
 
 def _deal(
@@ -117,14 +130,13 @@ def _deal(
         elif len(parts) <= 1:
             dealt[parts[0][0] if parts else k].append(factor)
         else:
-            whole = [i for i, (d, n) in enumerate(parts) if n == shape[d]]
-            among = [i for i in whole if open_[parts[i][0]]] or whole or range(len(parts))
-            grows = max(among)
-            inner = Var(parts[grows][1])
-            pieces = tuple(inner if i == grows else n for i, (_, n) in enumerate(parts))
+            whole = [i for i, (d, n) in enumerate(parts) if n == shape[d]] or [len(parts) - 1]
+            pieces: tuple[OpenFactor, ...] = tuple(
+                Var(n, literal=not open_[d]) if i in whole else n for i, (d, n) in enumerate(parts)
+            )
             op.unify(((factor,),), (pieces,))
-            for i, (d, n) in enumerate(parts):
-                dealt[d].append(inner if i == grows else n)
+            for (d, _), piece in zip(parts, pieces, strict=True):
+                dealt[d].append(piece)
     return [resolve((tuple(factors) or (1,),)) for factors in dealt]
 
 
@@ -135,10 +147,7 @@ def _merge(op: Op, axes: Sequence[OpenAxis]) -> OpenAxis:
     growing = [k for k, axis in enumerate(axes) if elastic(axis)]
     if not growing:
         return fixed(prod(length(axis) for axis in axes))
-    op.pin(*(axes[k] for k in growing[:-1]), why="merges it with another elastic axis")
-    k = growing[-1]
-    outer, inner = (prod(length(axis) for axis in part) for part in (axes[:k], axes[k + 1 :]))
-    return times(outer, axes[k], inner)
+    return merge(axes, f"{op.where} merges it with another elastic axis")
 
 
 @register_rule(*everywhere(["flatten"]))
