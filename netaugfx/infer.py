@@ -144,11 +144,14 @@ def _named(typing: Typing, names: Mapping[Var, str]) -> Typing:
         named = {path: name(axis) for path, axis in counts.items()}
         return {p: a for p, a in named.items() if any(isinstance(f, str) for s in a for f in s)}
 
+    def widths(axis: OpenAxis) -> bool:
+        return any(isinstance(f, str) for s in name(axis) for f in s)
+
     def numbers(found: Mapping[Path, Any]) -> dict[Path, Any]:
         return {
             path: value
             for path, (value, axes) in found.items()
-            if any(isinstance(f, str) for axis in axes for s in name(axis) for f in s)
+            if any(widths(axis) for axis in axes)
         }
 
     def call(c: Call) -> Call:
@@ -159,7 +162,7 @@ def _named(typing: Typing, names: Mapping[Var, str]) -> Typing:
         axes={node: tree(axes) for node, axes in typing.axes.items()},
         counts={n: e for n, counts in typing.counts.items() if (e := elastic(counts))},
         calls={node: call(c) for node, c in typing.calls.items()},
-        mixed=set(typing.mixed),
+        mixed={n for n, axes in typing.mixing.items() if any(widths(axis) for axis in axes)},
         extra=dict(typing.extra),
         numbers={node: kept for node, n in typing.numbers.items() if (kept := numbers(n))},
     )

@@ -57,6 +57,7 @@ class Typing:
         counts: Node -> which of its arguments are channel counts, and of which axis.
         calls: Node of a layer with Parameters -> the functions that it stands for.
         mixed: Nodes whose result depends on all channels, new ones included (a norm over channels).
+        mixing: Node -> the axes that it would mix, while it is not yet known which of them grow.
         extra: Node -> keyword arguments that subnets add (the base's scale of an attention).
         numbers: Node -> which of its arguments are computed from channel counts but are no lengths, with the base's
             values, which subnets keep (`q / math.sqrt(q.shape[-1])`).
@@ -66,6 +67,7 @@ class Typing:
     counts: dict[fx.Node, dict[Path, Axis]] = field(default_factory=dict)
     calls: dict[fx.Node, Call] = field(default_factory=dict)
     mixed: set[fx.Node] = field(default_factory=set)
+    mixing: dict[fx.Node, list[OpenAxis]] = field(default_factory=dict)
     extra: dict[fx.Node, dict[str, Any]] = field(default_factory=dict)
     numbers: dict[fx.Node, dict[Path, Any]] = field(default_factory=dict)
 
@@ -83,9 +85,10 @@ class Solver:
             self.first.setdefault(id(tensor), name)
         self.root = root
         self.plan = plan
-        self.seeds = {w.name: Var(w.base) for w in plan.widths} if plan else {}
+        self.seeds = {w.name: Var(w.base, given=True) for w in plan.widths} if plan else {}
         self.parameters: dict[str, tuple[OpenAxis, ...]] = {}
         self.summed: dict[str, set[int]] = {}
+        self.summed_factors: list[tuple[str, int, OpenAxis]] = []
         self.fills: dict[str, float] = {}
         self.weights: dict[str, OpenAxis] = {}  # of convolution and linear layers: output channels
         self.touched: list[tuple[str, OpenAxis]] = []
@@ -269,13 +272,15 @@ class Solver:
                 extra = [t for n in mine if (t := op.parameter(n)) is not None]
             self._pin([*op.tensors, *extra], f"{op.where} {why}")
             return _plain(value), {}
-        if op.mixes:
-            typing.mixed.add(node)
+        typing.mixing.setdefault(node, []).extend(op.mixing)
         self.ordered += op.in_order
         if op.extra:
             typing.extra[node] = op.extra
-        for name, axis in op.summed:
-            self.summed.setdefault(name, set()).add(axis)
+        for name, axis, of in op.summed:
+            if of is None:
+                self.summed.setdefault(name, set()).add(axis)
+            else:
+                self.summed_factors.append((name, axis, of))
         self.fills.update(op.filled)
         self.weights.update({name or f"computed for {node.name}": a for name, a in op.layers})
         for path in op.numbers:
@@ -376,6 +381,9 @@ class Solver:
         """Let one factor of every product grow."""
         here = [axis for axes in self.parameters.values() for axis in axes]
         choose([*here, *dict.fromkeys(axis for _, axis in self.touched)])
+        for name, axis, of in self.summed_factors:
+            if elastic(of):
+                self.summed.setdefault(name, set()).add(axis)
 
     def names(self) -> dict[Var, str]:
         """Name every variable after the first layer that has it, with an index where that layer has several."""
@@ -384,7 +392,10 @@ class Solver:
             owner = parameter.rpartition(".")[0] or parameter
             for i, axis in enumerate(axes):
                 distinct = list(dict.fromkeys(variables(resolve(axis))))
-                if len(distinct) > 1:  # the factors that stay are no width of this layer
+                taken_in = i in self.summed.get(parameter, ())
+                if (
+                    len(distinct) > 1 or taken_in
+                ):  # the factors that stay are no width of this layer
                     distinct = [v for v in distinct if v.reason != ONE_FACTOR]
                 if len(distinct) > FEW and all(v.reason for v in distinct):
                     distinct = distinct[
