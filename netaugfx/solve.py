@@ -33,6 +33,7 @@ from .trace import Traced
 
 READS: frozenset[Any] = frozenset({operator.getitem, "size", getattr})
 OUTPUT = "it is an output of the network"
+LAYERS_OWN = {"weight", "bias", "in_proj_weight", "in_proj_bias", "running_mean", "running_var"}
 FEW = 16  # segments; a pinned axis of more of them is listed as one
 HARMLESS = {
     "size",
@@ -104,9 +105,9 @@ class Solver:
         name = self.first.get(id(tensor), name)
         if name not in self.parameters:
             if self.plan is None:
-                kernel = self._kernel(name)
+                plain = self._plain_axes(name, tensor)
                 self.parameters[name] = tuple(
-                    fixed(n) if i in kernel else free(n) for i, n in enumerate(tensor.shape)
+                    fixed(n) if i in plain else free(n) for i, n in enumerate(tensor.shape)
                 )
             else:
                 axes = self.plan.axes.get(name)
@@ -128,13 +129,15 @@ class Solver:
                 return room[leaf]
         return None
 
-    def _kernel(self, name: str) -> range:
-        """Return the axes of a convolution's weight that are its kernel's extent, and so no widths."""
+    def _plain_axes(self, name: str, tensor: Tensor) -> set[int]:
+        """Return the axes of a Parameter that are no widths: a kernel's extent; a length of 1, meant to be repeated."""
         path, _, leaf = name.rpartition(".")
         m = self.root.get_submodule(path)
         if leaf == "weight" and isinstance(m, nn.modules.conv._ConvNd):
-            return range(2, 2 + len(m.kernel_size))
-        return range(0)
+            return set(range(2, tensor.dim()))
+        if leaf in LAYERS_OWN:
+            return set()
+        return {i for i, n in enumerate(tensor.shape) if n == 1}
 
     def _seeded(self, axis: Axis) -> OpenAxis:
         return tuple(
