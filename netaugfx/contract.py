@@ -181,13 +181,20 @@ def _numbers(
 
 
 def _numbered(graph: fx.Graph) -> list[str]:
-    """Return the nodes as text, one naming another by its number."""
-    number = {n: i for i, n in enumerate(graph.nodes)}
-    return [
-        f"{n.op} {n.target} "
-        + str(fx.node.map_arg((n.args, dict(n.kwargs)), lambda m: ("node", number[m])))
-        for n in graph.nodes
-    ]
+    """Return the nodes as text, one naming another by its number; what Python alone read is left out."""
+    live: dict[fx.Node, None] = {}
+    for n in reversed(graph.nodes):
+        python = getattr(n.target, "__module__", "") in ("_operator", "builtins", "math")
+        value = n.meta.get("val")
+        if not python or value is None or isinstance(value, Tensor) or live.keys() & n.users.keys():
+            live[n] = None
+    order = [n for n in reversed(live) if n.op != "get_attr"]  # read anywhere, it is the same
+    number = {n: i for i, n in enumerate(order)}
+
+    def named(n: fx.Node) -> tuple[str, Any]:
+        return ("get", n.target) if n.op == "get_attr" else ("node", number[n])
+
+    return [f"{n.op} {n.target} {fx.node.map_arg((n.args, dict(n.kwargs)), named)}" for n in order]
 
 
 NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map
@@ -130,8 +131,10 @@ class Solver:
         return None
 
     def _plain_axes(self, name: str, tensor: Tensor) -> set[int]:
-        """Return the axes of a Parameter that are no widths: a kernel's extent; a length of 1, meant to be repeated."""
+        """Return the axes that are no widths: a kernel's extent, a length of 1 meant to be repeated, an index's."""
         path, _, leaf = name.rpartition(".")
+        if not tensor.is_floating_point() and tensor.dtype != torch.bool:  # an index into something
+            return set(range(tensor.dim()))
         m = self.root.get_submodule(path)
         if leaf == "weight" and isinstance(m, nn.modules.conv._ConvNd):
             return set(range(2, tensor.dim()))
