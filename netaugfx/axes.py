@@ -291,7 +291,7 @@ def choose(axes: Iterable[OpenAxis]) -> None:
                 )
                 grows.add(factors[best])
                 for v in factors[:best] + factors[best + 1 :]:
-                    v.reason = ONE_FACTOR
+                    v.reason = ONE_FACTOR if v.size > 1 else v.reason or ONE_FACTOR
 
 
 def _times(factors: list[OpenFactor], n: int) -> None:

@@ -25,6 +25,7 @@ from .rules.norm import BATCH_NORM
 from .solve import where
 from .trace import trace
 from .trace.meta import compute, substitute
+from .whole import keep_whole
 
 HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
@@ -120,15 +121,44 @@ def extract(wide: WideModel, config: Mapping[str, int]) -> nn.Module:
     for graph in graphs:
         _with_modules(graph, network)
     texts = [_numbered(graph) for graph in graphs]
+    chosen: int | None = 0
     if texts[0] != texts[1]:
+        chosen = keep_whole(
+            graphs,
+            programs,
+            partial(_holds, texts=texts, programs=programs, wide=wide, config=config),
+        )
+    if chosen is None:
         line = next((a for a, b in zip(*texts, strict=False) if a != b), "its end")
         raise ExtractError(
             "Cannot extract a network of plain modules: the model's own class does not run at this "
             f"config, since {why}; nor can a graph stand for it, since it differs between train and "
             f"eval mode at {line}."
         )
-    _guard(graphs[0], programs[0], wide.plan, config)
-    return _module(network, programs[0], graphs[0])
+    _guard(graphs[chosen], programs[chosen], wide.plan, config)
+    return _module(network, programs[chosen], graphs[chosen])
+
+
+def _holds(
+    graph: fx.Graph,
+    texts: list[list[str]],
+    programs: list[Program],
+    wide: WideModel,
+    config: Config,
+) -> bool:
+    """Return whether `graph`, traced anew in the mode of each program, gives the text of that program's graph."""
+    for text, program in zip(texts, programs, strict=True):
+        network = _resized(program.traced.root, _sized(wide.plan, config), program, config)
+        _with_modules(contract(program, config, wide.plan), network)
+        module = _module(network, program, copy.deepcopy(graph))
+        inputs = [torch.empty_like(t, device="meta") for t in program.traced.inputs.tensors]
+        try:
+            traced = trace(module, tuple(inputs), {}, is_leaf=is_leaf, opaque=program.traced.opaque)
+        except (NetAugFXError, RuntimeError):
+            return False
+        if _numbered(traced.graph) != text:
+            return False
+    return True
 
 
 def _guard(graph: fx.Graph, program: Program, plan: Plan, config: Config) -> None:

@@ -402,7 +402,7 @@ class Solver:
                 if (
                     len(distinct) > 1 or taken_in
                 ):  # the factors that stay are no width of this layer
-                    distinct = [v for v in distinct if v.reason != ONE_FACTOR]
+                    distinct = [v for v in distinct if not _stays(v, axis)]
                 if len(distinct) > FEW and all(v.reason for v in distinct):
                     distinct = distinct[
                         :1
@@ -631,3 +631,9 @@ def _common(a: list[str], b: list[str]) -> list[str]:
 def _container(module: nn.Module) -> bool:
     forward = type(module).forward
     return forward is nn.Sequential.forward or forward is nn.Module.forward
+
+
+def _stays(v: Var, axis: OpenAxis) -> bool:
+    """Return whether `v` is a factor of a product in `axis` whose width is another factor's."""
+    alone = any(variables((segment,)) == [v] for segment in resolve(axis))
+    return v.reason == ONE_FACTOR or (v.reason is not None and v.size == 1 and not alone)

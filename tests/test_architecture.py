@@ -28,6 +28,7 @@ ORDER = [
     "calibrate",
     "model",
     "parts",
+    "whole",
     "contract",
     "containment",
     "verify",

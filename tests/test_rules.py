@@ -377,7 +377,7 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
 
 # what stays beside what grows
 BESIDE = {
-    "eca": ("it multiplies another width",),
+    "eca": ("merges it with another elastic axis",),
     "flatten two": ("it multiplies another width",),
     "diff": ("begins with its first element",),
     "diff of two": ("begins with its first element",),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 
 import netaugfx
 from tests import measure
@@ -27,7 +27,7 @@ from tests.laws.subject import (
 )
 from tests.networks import CASES, CORE
 from tests.real import FAST, TESTED
-from tests.strategies import NetworkSpec, networks
+from tests.strategies import Conv, Drop, Head, Hidden, NetworkSpec, networks
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,7 +81,17 @@ def check_plain(source: Source, growth: Growth) -> None:
     assert not [name for name in names if "netaugfx" in name]
 
 
+# A drop path written by hand and channel counts in the forward: no graph of operators holds for both modes.
+TWO_GRAPHS = NetworkSpec(
+    size=7,
+    body=(Conv(out=4, kernel=4, stride=2, padding="same"), Drop(kind="path")),
+    head=Head(reduce="sum keepdim", flatten="literal", hidden=(Hidden(out=6),), out=3),
+)
+
+
 @few
+@example(TWO_GRAPHS, Growth())
+@example(TWO_GRAPHS, Growth(eval=True))
 @given(networks(), growths)
 def test_random_networks(spec: NetworkSpec, growth: Growth) -> None:
     check(spec, growth)
