@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from .blocks import Rooms
 from .calibrate import BatchStatistics
 from .errors import ConfigError
 from .infer import infer
+from .permute import permute
 from .plan import KINDS, Config, Plan, Width
 from .rewrite import Bound, Program, rewrite
 from .rules import is_leaf
@@ -325,6 +326,33 @@ class WideModel(nn.Module):
                 found[name] = found.get(name, 0) + mean * (run.batches / total)
         self.statistics[config] = found
         self._bound = {key: b for key, b in self._bound.items() if key[1] != config}
+
+    def permute(
+        self,
+        orders: Mapping[str, Sequence[int]],
+        optimizer: torch.optim.Optimizer | None = None,
+        ema: nn.Module | None = None,
+    ) -> None:
+        """Reorder the channels of whole widths, in place; the widest subnet computes what it did, the base does not.
+
+        Running statistics of batch norm belong to the base: its new channels start from mean 0 and variance 1, to be
+        refreshed by `torch.optim.swa_utils.update_bn`. Those of the recalibrated widest subnet go along, those of
+        other subnets are dropped.
+
+        Args:
+            orders: Width name -> a permutation of the channels of its largest size: channel i is what was `order[i]`.
+            optimizer: Its values per element (momentum) go along; counters (Adam's step) stay with their Parameters.
+            ema: An average of this model or of its base, which goes along. In one of the base alone, a channel that
+                was not in the base has its present values.
+
+        Raises:
+            ConfigError: A width that cannot be permuted (`Width.permutable`), no permutation, or an optimiser or an
+                average that cannot follow. Nothing has been changed then.
+        """
+        self.statistics = permute(
+            self.plan, self.base, self.rooms, orders, self.statistics, optimizer, ema
+        )
+        self._bound = {}
 
     def macs(self, config: Mapping[str, int], input_shape: tuple[int, ...] | None = None) -> int:
         """Return the multiply-accumulates of one forward at `config`, as `torch.utils.flop_counter` counts them.

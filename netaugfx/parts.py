@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from .blocks import Rooms
 from .errors import ConfigError, NetAugFXError, TraceError
 from .model import WideModel
+from .permute import checked
 from .plan import Config, Layer, Plan
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
@@ -85,6 +86,25 @@ class WideParts(WideModel):
             "recalibrate: the root of this model cannot be traced, so what reaches its parts is not known; "
             "use extract(wide, config) and update its batch norms on batches of your own."
         )
+
+    def permute(
+        self,
+        orders: Mapping[str, Sequence[int]],
+        optimizer: torch.optim.Optimizer | None = None,
+        ema: nn.Module | None = None,
+    ) -> None:
+        """Reorder the channels of widths in the parts, one part after another; without an average."""
+        if ema is not None:
+            raise ConfigError(
+                "permute: an average of a model in parts cannot follow; leave out ema."
+            )
+        whole = checked(self.plan, orders)
+        for path, part in self.wides.items():
+            mine = {
+                name[len(path) + 1 :]: o for name, o in whole.items() if name.startswith(f"{path}.")
+            }
+            if mine:
+                part.permute(mine, optimizer)
 
     def macs(self, config: Mapping[str, int], input_shape: tuple[int, ...] | None = None) -> int:
         """Return the multiply-accumulates of all parts, each at the shapes that it was planned for."""

@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from timm.data import create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from torchvision.transforms import v2
 
 from recipes.data import Data
+from recipes.schemes import normalisation as normalisation
+from recipes.schemes import teacher_stddev as teacher_stddev
 
 SMALL = (
     64  # pixels; up to here images are shifted by a padded crop, above they are cropped and resized
@@ -30,20 +32,27 @@ def key(*numbers: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def normalisation(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation that images are normalised by: ImageNet's for colour, else 0.5."""
-    if channels == 3:
-        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-    return (0.5,) * channels, (0.5,) * channels
-
-
-def build_transforms(data: Data) -> tuple[Callable, Callable]:
+def build_transforms(data: Data, augment: str = "standard") -> tuple[Callable, Callable]:
     """Transforms for training and validation.
 
     They map a PIL image to a float32 tensor (channels, image_size, image_size).
+
+    Args:
+        augment: "standard" crops and flips; "autoaugment" and "randaugment" come before that;
+            with "none", training images are transformed as those for validation.
+
+    Source: E. Cubuk et al., "AutoAugment", CVPR 2019, and "RandAugment", NeurIPS 2020, as in
+    torchvision, with its defaults; AutoAugment's policy is CIFAR-10's up to 64 pixels, else
+    ImageNet's.
     """
     size, (mean, std) = data.image_size, normalisation(data.channels)
-    to_channels = v2.RGB() if data.channels == 3 else v2.Grayscale(data.channels)
+    to_channels: Callable = v2.RGB() if data.channels == 3 else v2.Grayscale(data.channels)
+    policy: list[Callable] = []
+    if augment == "autoaugment":
+        own = v2.AutoAugmentPolicy.CIFAR10 if size <= SMALL else v2.AutoAugmentPolicy.IMAGENET
+        policy = [v2.AutoAugment(own)]
+    elif augment == "randaugment":
+        policy = [v2.RandAugment()]
     if size > SMALL:
         options: dict[str, Any] = {
             "input_size": (data.channels, size, size),
@@ -53,14 +62,20 @@ def build_transforms(data: Data) -> tuple[Callable, Callable]:
         flip = 0.5 if data.flip else 0.0
         train = create_transform(**options, is_training=True, hflip=flip, interpolation="bicubic")
         validation = create_transform(**options, is_training=False, interpolation="bicubic")
-        return v2.Compose([to_channels, train]), v2.Compose([to_channels, validation])
+        if augment == "none":
+            train = validation
+        return v2.Compose([to_channels, *policy, train]), v2.Compose([to_channels, validation])
     to_size = [to_channels, v2.Resize(size), v2.CenterCrop(size), v2.PILToTensor()]
     to_float = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
     shift = [
         v2.RandomCrop(size, padding=max(1, size // 8))
     ]  # 4 pixels at 32x32, as is usual on CIFAR
     flip = [v2.RandomHorizontalFlip()] if data.flip else []
-    return v2.Compose([*to_size, *shift, *flip, *to_float]), v2.Compose([*to_size, *to_float])
+    plain = v2.Compose([*to_size, *to_float])
+    if augment == "none":
+        return plain, plain
+    to_size = [to_channels, *policy, *to_size[1:]]
+    return v2.Compose([*to_size, *shift, *flip, *to_float]), plain
 
 
 class AugmentedImages(Dataset):
@@ -108,30 +123,31 @@ class PlainImages(Dataset):
 class ShuffledKeys(Sampler):
     """(epoch, index) for every image once, in an order that depends on (seed, epoch) alone.
 
-    `epoch` is set before each pass. The keys carry it to the workers.
+    `epoch` is set before each pass, and `skip` to leave out the first images of its order. The
+    keys carry the epoch to the workers.
     """
 
     def __init__(self, length: int, seed: int):
-        self.length, self.seed, self.epoch = length, seed, 0
+        self.length, self.seed, self.epoch, self.skip = length, seed, 0, 0
 
     def __len__(self) -> int:
-        return self.length
+        return self.length - self.skip
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         generator = torch.Generator().manual_seed(key(self.seed, self.epoch))
-        for index in torch.randperm(self.length, generator=generator).tolist():
+        for index in torch.randperm(self.length, generator=generator).tolist()[self.skip :]:
             yield self.epoch, index
 
 
 def build_loaders(
-    data: Data, batch_size: int, seed: int, workers: int
+    data: Data, batch_size: int, seed: int, workers: int, augment: str = "standard"
 ) -> tuple[DataLoader, DataLoader, ShuffledKeys]:
     """Loaders for training and validation, and the training sampler: set its epoch before a pass.
 
     A last training batch that is not full is dropped, unless it is the only one: batch norm on a
     few images hurts.
     """
-    train_transform, validation_transform = build_transforms(data)
+    train_transform, validation_transform = build_transforms(data, augment)
     keys = ShuffledKeys(len(data.train), seed)
     # With a generator of its own a loader does not draw from the global random state.
     options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
@@ -150,3 +166,12 @@ def build_loaders(
         **options,
     )
     return train, validation, keys
+
+
+def plain_loader(data: Data, batch_size: int) -> DataLoader:
+    """Training images as they are, evenly spaced, no more of them than there are for validation."""
+    step = -(-len(data.train) // max(1, len(data.validation)))
+    some = Subset(
+        PlainImages(data.train, build_transforms(data)[1]), range(0, len(data.train), step)
+    )
+    return DataLoader(some, batch_size=max(batch_size, 256), generator=torch.Generator())

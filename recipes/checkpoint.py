@@ -1,7 +1,7 @@
 """Checkpoints: one safetensors file, written beside and renamed. Nothing in it is unpickled.
 
-Tensors lie in the file under "weights/", "optimizer/" and "random/"; everything else is JSON in
-its metadata.
+Tensors lie in the file under "weights/", "average/", "optimizer/", "random/" and "task/";
+everything else is JSON in its metadata.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import os
 import random
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,30 @@ from torch import Tensor, nn
 
 from recipes.errors import RunError
 
-FORMAT = "netaugfx checkpoint 1"
+FORMAT = "netaugfx checkpoint 2"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file beside `path`, then rename it: `path` holds the old content or the new one."""
+    """Write a file beside `path`, then rename it: `path` holds the old content or the new one.
+
+    Raises:
+        RunError: it cannot be written, as on a full disk; `path` is as it was.
+    """
     beside = path.with_name(f".{path.name}.part")
-    with open(beside, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        kept = f" What {path.name} held before is intact." if path.exists() else ""
+        raise RunError(
+            f"Cannot write {path} ({len(content):,} bytes): {error.strerror}.{kept} "
+            "Make room, or choose another --out."
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -107,17 +121,20 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     task_state: Mapping[str, Tensor],
     progress: Mapping[str, Any],
+    average: nn.Module | None = None,
 ) -> None:
     """Write all that a later process needs to go on as if it had never stopped.
 
     Args:
         task_state: tensors that the training task owns, e.g. the state of its generator.
         progress: JSON: epochs and steps done, metrics so far.
+        average: an average of the weights (EMA).
     """
     optimizer_tensors, optimizer_rest = _split_optimizer(optimizer.state_dict())
     random_tensors, random_rest = random_state()
     parts = {
         "weights": model.state_dict(),
+        "average": average.state_dict() if average is not None else {},
         "optimizer": optimizer_tensors,
         "random": random_tensors,
         "task": task_state,
@@ -134,9 +151,12 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: nn.Module | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Restore model, optimiser and global random state from `path`.
+    """Restore model, average, optimiser and global random state from `path`.
 
     Returns:
         The task's state and the progress, as they were saved.
@@ -157,11 +177,15 @@ def load_checkpoint(
             f"got {metadata.get('format')!r}."
         )
     rest = json.loads(metadata["state"])
-    parts: dict[str, dict[str, Tensor]] = {"weights": {}, "optimizer": {}, "random": {}, "task": {}}
+    names = ("weights", "average", "optimizer", "random", "task")
+    parts: dict[str, dict[str, Tensor]] = {name: {} for name in names}
     for name, tensor in tensors.items():
         part, _, name_in_part = name.partition("/")
         parts[part][name_in_part] = tensor
     check_weights(path, parts["weights"], model)
+    if average is not None:
+        check_weights(path, parts["average"], average)
+        average.load_state_dict(parts["average"], strict=True)
     model.load_state_dict(parts["weights"], strict=True)
     optimizer.load_state_dict(_join_optimizer(parts["optimizer"], rest["optimizer"]))
     set_random_state(parts["random"], rest["random"])

@@ -168,7 +168,7 @@ def _torchvision(rest: str, download: bool) -> Data:
         choices = {"train": [{"train": True}], "validation": [{"train": False}]}
     elif "split" in parameters:
         choices = {
-            "train": [{"split": "train"}],
+            "train": [{"split": "train"}, {"split": "trainval"}],
             "validation": [{"split": "val"}, {"split": "test"}],
         }
     else:

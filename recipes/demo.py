@@ -9,7 +9,6 @@ in OUT/METHOD-SEED.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import shutil
 import statistics
@@ -28,6 +27,7 @@ from rich.table import Table
 from netaugfx.errors import NetAugFXError
 from recipes.checkpoint import write_json
 from recipes.config import TrainConfig
+from recipes.curves import draw_curves, read_metrics
 from recipes.training import train
 
 METHODS = ("baseline", "netaug")
@@ -93,46 +93,6 @@ def run_all(
                 break
             time.sleep(0.2)
     return {method: [runs[method, seed].result() for seed in seeds] for method in METHODS}
-
-
-def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """The metrics of a run so far, an object per epoch."""
-    path = directory / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def draw_curves(out: Path, seeds: Sequence[int]) -> None:
-    """Draw training and validation accuracy of both methods: each seed thin, their mean thick."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, split, title in zip(
-        figure.subplots(1, 2, sharey=True),
-        ("train", "val"),
-        ("training (shifted images, as they came by)", "validation"),
-        strict=True,
-    ):
-        for method, colour in zip(METHODS, ("tab:gray", "tab:blue"), strict=True):
-            curves = [
-                [line[f"{split}_top1"] for line in read_metrics(out / f"{method}-{seed}")]
-                for seed in seeds
-            ]
-            epochs = range(1, len(curves[0]) + 1)
-            for curve in curves:
-                axes.plot(epochs, curve, color=colour, alpha=0.3, linewidth=0.8)
-            axes.plot(
-                epochs,
-                [statistics.mean(each) for each in zip(*curves, strict=True)],
-                color=colour,
-                label=method,
-            )
-        axes.set(title=title, xlabel="epoch")
-        axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("top-1 (%)")
-    figure.axes[0].legend()
-    figure.savefig(out / "curves.png", dpi=120)
 
 
 def summary(values: Sequence[float]) -> str:
@@ -209,7 +169,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shutil.copyfile(
         options.out / f"netaug-{seeds[0]}" / "base.safetensors", options.out / "base.safetensors"
     )
-    draw_curves(options.out, seeds)
+    runs = {
+        method: [read_metrics(options.out / f"{method}-{seed}") for seed in seeds]
+        for method in METHODS
+    }
+    draw_curves(options.out / "curves.png", runs)
     report["seconds"] = round(time.perf_counter() - started, 1)
     write_json(options.out / "report.json", report)
     print_report(report, console)

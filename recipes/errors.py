@@ -23,3 +23,7 @@ class RunError(RecipeError):
 
 class LossError(RecipeError):
     """The loss is no longer a finite number."""
+
+
+class DistillError(RecipeError):
+    """Student, teacher, objective or features do not fit each other."""

@@ -21,7 +21,9 @@ def evaluate(model: nn.Module, loader: Iterable, accelerator: Accelerator) -> di
     model.eval()
     loss, top1, top5, count = 0.0, 0, 0, 0
     for images, labels in batches(loader):
-        logits, labels = accelerator.gather_for_metrics((model(images), labels))
+        with accelerator.autocast():
+            logits = model(images)
+        logits, labels = accelerator.gather_for_metrics((logits, labels))
         hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         loss += nn.functional.cross_entropy(logits.float(), labels, reduction="sum").item()
         top1 += int(hits[:, 0].sum())

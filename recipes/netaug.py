@@ -8,6 +8,7 @@ drop path) from the task's own generator.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,9 +16,20 @@ from typing import Any
 import torch
 from timm.task import TrainingTask, resolve_classification_loss
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import netaugfx
 from netaugfx.errors import InputError, PlanError
+
+# (wide, generator, kinds) -> a config at which only these kinds have grown
+Sampler = Callable[[netaugfx.WideModel, torch.Generator, tuple[str, ...]], Any]
+
+
+def sample_uniformly(
+    wide: netaugfx.WideModel, generator: torch.Generator, kinds: tuple[str, ...]
+) -> Any:
+    """Every width of `kinds` uniformly among its choices, the others at base size."""
+    return wide.sample(generator, kinds=kinds)
 
 
 def netaug_loss(base_loss: Tensor, augmented_losses: Iterable[Tensor], alpha: float) -> Tensor:
@@ -69,7 +81,8 @@ class NetAugTask(TrainingTask):
         result = task.backward(input, target)   # or: a backward pass each, at lower peak memory
 
     `alpha`, `samples` and `kinds` may be changed between steps; with `kinds=()` only the base is
-    trained.
+    trained. An optimiser that was made before `widen` holds the Parameters of the model that you
+    gave to it, not those of `wide`: its step, which would do nothing, raises InputError.
 
     Args:
         wide: a WideModel, or a module that wraps one (DistributedDataParallel).
@@ -78,6 +91,7 @@ class NetAugTask(TrainingTask):
         alpha: weight of each augmented loss; the paper uses 1.
         samples: augmented networks sampled per step; the paper uses 1 and finds that more hurt.
         kinds: which kinds of widths are augmented; the others stay at their base size.
+        sampler: how configs are drawn; `recipes.growth.ExpandSampler` draws as the authors do.
         generator: a CPU generator for sampling and for the augmented pass; made from `seed` if
             None. Ranks that train together must start from the same one, so that they sample the
             same networks.
@@ -96,6 +110,7 @@ class NetAugTask(TrainingTask):
         alpha: float = 1.0,
         samples: int = 1,
         kinds: tuple[str, ...] = ("stream", "inner"),
+        sampler: Sampler = sample_uniformly,
         generator: torch.Generator | None = None,
         seed: int = 0,
         criterion_kwargs: dict[str, Any] | None = None,
@@ -122,6 +137,7 @@ class NetAugTask(TrainingTask):
         self.alpha = alpha
         self.samples = samples
         self.kinds = tuple(kinds)
+        self.sampler = sampler
         self.generator = torch.Generator().manual_seed(seed) if generator is None else generator
         growing = _growing_kinds(self.wide)
         if self.kinds and not growing.intersection(self.kinds):
@@ -130,6 +146,7 @@ class NetAugTask(TrainingTask):
                 f"(kinds that can: {', '.join(sorted(growing)) or 'none'}). "
                 "netaugfx.describe(wide) says why."
             )
+        _refuse_idle_steps(self)
 
     @property
     def wide(self) -> netaugfx.WideModel:
@@ -203,7 +220,7 @@ class NetAugTask(TrainingTask):
         device = next(wide.parameters()).device
         with_graph = self.alpha != 0 and torch.is_grad_enabled()
         for _ in range(self.samples):
-            config = _sample_wider(wide, self.generator, self.kinds)
+            config = self._sample_wider(wide)
             with (
                 own_random_numbers(self.generator, device),
                 torch.set_grad_enabled(with_graph),
@@ -211,6 +228,13 @@ class NetAugTask(TrainingTask):
             ):
                 augmented_loss = self.criterion(_call(self.trainable_module, images), target)
             yield augmented_loss
+
+    def _sample_wider(self, wide: netaugfx.WideModel) -> Any:
+        """Sample a config other than the base's: an empty W_i would update its statistics twice."""
+        base_config = wide.base_config
+        while (config := self.sampler(wide, self.generator, self.kinds)) == base_config:
+            pass
+        return config
 
     @staticmethod
     def _result(
@@ -268,11 +292,24 @@ def _growing_kinds(wide: netaugfx.WideModel) -> set[str]:
     return {width.kind for name, width in wide.widths.items() if largest[name] > base[name]}
 
 
-def _sample_wider(
-    wide: netaugfx.WideModel, generator: torch.Generator, kinds: tuple[str, ...]
-) -> Any:
-    """Sample a config other than the base's: an empty W_i would update its statistics twice."""
-    base_config = wide.base_config
-    while (config := wide.sample(generator, kinds=kinds)) == base_config:
-        pass
-    return config
+def _refuse_idle_steps(task: NetAugTask) -> None:
+    """Let an optimiser that steps while only `task` has gradients, none of them its own, raise.
+
+    The hook sees every optimiser of the process and goes with the task.
+    """
+    watched = weakref.ref(task)
+
+    def check(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        task = watched()
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        if task is None or any(p.grad is not None for p in held):
+            return
+        own = {id(p): p for p in task.trainable_module.parameters()}
+        if not any(id(p) in own for p in held) and any(p.grad is not None for p in own.values()):
+            raise InputError(
+                f"{type(optimizer).__name__} holds none of the {len(own)} Parameters of the wide "
+                "model, so its step would change nothing: it was made before widen. Make it "
+                "afterwards, from wide.parameters()."
+            )
+
+    weakref.finalize(task, register_optimizer_step_pre_hook(check).remove)

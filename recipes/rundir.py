@@ -1,9 +1,11 @@
-"""A run's directory: which run it holds, its metrics, its checkpoint.
+"""A run's directory: which run it holds, its metrics, its checkpoints. One process at a time.
 
 config.json               everything needed to build the run again
+environment.json          where it was started, and with which command
 plan.json                 the widths, for NetAug
 metrics.jsonl             a line for each epoch
-checkpoint.safetensors    the last finished epoch, to resume from
+checkpoint.safetensors    the last checkpoint, to resume from
+best.safetensors          weights of the untouched model after the epoch of best validation top-1
 base.safetensors          at the end: the weights of the untouched model
 result.json               at the end: the accuracy of base.safetensors
 """
@@ -11,22 +13,31 @@ result.json               at the end: the accuracy of base.safetensors
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+import platform
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
 
 from recipes.checkpoint import write_atomically, write_json
 from recipes.errors import RunError
 
 
 class RunDirectory:
-    """The directory `path`; nothing is written before `claim`."""
+    """The directory `path`; nothing is written before `locked`."""
 
     def __init__(self, path: Path):
         self.path = path
         self.config, self.plan = path / "config.json", path / "plan.json"
         self.metrics, self.checkpoint = path / "metrics.jsonl", path / "checkpoint.safetensors"
-        self.base, self.result = path / "base.safetensors", path / "result.json"
+        self.best, self.base = path / "best.safetensors", path / "base.safetensors"
+        self.environment, self.result = path / "environment.json", path / "result.json"
 
     def check(self, config: Mapping[str, Any], resume: bool) -> None:
         """Refuse a directory that cannot take this run; changes nothing.
@@ -49,12 +60,7 @@ class RunDirectory:
                     "Choose another --out."
                 )
             return
-        try:
-            held = json.loads(self.config.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise RunError(
-                f"{self.config} does not read as JSON ({error}). Choose another --out."
-            ) from error
+        held = self.held()
         differences = _differences(held, dict(config))
         if differences:
             raise RunError(
@@ -66,10 +72,45 @@ class RunDirectory:
                 "Add --resume to go on with it, or choose another --out."
             )
 
+    def held(self) -> dict[str, Any]:
+        """The content of config.json."""
+        try:
+            return json.loads(self.config.read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise RunError(
+                f"{self.config} does not read as JSON ({error}). Choose another --out."
+            ) from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make the directory and keep other processes out of it; a process that dies lets go.
+
+        Raises:
+            RunError: another process trains in it, or it cannot be written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / ".lock", timeout=0)
+            lock.acquire()
+        except Timeout as error:
+            raise RunError(
+                f"{self.path} is in use: another process trains in it. "
+                "Wait for it, or choose another --out."
+            ) from error
+        except OSError as error:
+            raise RunError(
+                f"Cannot write in {self.path}: {error.strerror}. Choose another --out."
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
     def claim(self, config: Mapping[str, Any], plan_json: str | None) -> None:
-        """Make the directory and write what the run is; what a resumed run has, stays."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Write what the run is; what a resumed run has, stays."""
         write_json(self.config, config)
+        if not self.environment.exists():
+            write_json(self.environment, environment())
         if plan_json is not None:
             write_atomically(self.plan, plan_json.encode())
 
@@ -79,9 +120,33 @@ class RunDirectory:
             self.metrics, "".join(json.dumps(line) + "\n" for line in history).encode()
         )
 
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The metrics of the epochs so far."""
+        if not self.metrics.exists():
+            return []
+        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+
+
+def environment() -> dict[str, Any]:
+    """Machine, versions and command, as JSON."""
+    packages = ("torch", "torchvision", "timm", "accelerate")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+        "machine": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+    }
+
+
+SHOWN = ("train_loss", "train_base_loss", "train_augmented_loss")
+
 
 def readable(line: Mapping[str, Any], epochs: int) -> str:
-    """A line of metrics.jsonl for a person."""
+    """A line of metrics.jsonl for a person; what a teacher adds follows, a line for each term."""
     train_loss = f"{line.get('train_base_loss', line['train_loss']):.3f}"
     if "train_augmented_loss" in line:
         train_loss += f" (augmented {line['train_augmented_loss']:.3f})"
@@ -90,6 +155,10 @@ def readable(line: Mapping[str, Any], epochs: int) -> str:
         f"train loss {train_loss} top-1 {line['train_top1']:5.2f}  "
         f"val loss {line['val_loss']:.3f} top-1 {line['val_top1']:5.2f} "
         f"top-5 {line['val_top5']:5.2f}  {line['seconds']:.1f} s"
+    ) + "".join(
+        f"\n    {name.removeprefix('train_').replace('_', ' ')} {value:.4f}"
+        for name, value in line.items()
+        if name.startswith("train_") and name.endswith("_loss") and name not in SHOWN
     )
 
 

@@ -54,6 +54,7 @@ class TinyMobileNet(nn.Module):
         strides: stride of the stem and of each block.
         expand_ratio: inner channels of a block over its input channels.
         head: channels of the last 1x1 convolution, before pooling.
+        drop_rate: of the features before the classifier.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class TinyMobileNet(nn.Module):
         strides: Sequence[int] = (2, 1, 2, 1),
         expand_ratio: int = 3,
         head: int = 96,
+        drop_rate: float = 0.0,
     ):
         super().__init__()
         if len(channels) != len(strides):
@@ -82,11 +84,13 @@ class TinyMobileNet(nn.Module):
             "input_size": (in_chans, 32, 32)
         }  # timm's word for the image size it is for
         self.pool = nn.AdaptiveAvgPool2d(1)
+        self.drop = nn.Dropout(drop_rate) if drop_rate else nn.Identity()
         self.classifier = nn.Linear(head, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) -> logits (N, num_classes)."""
-        return self.classifier(self.pool(self.head(self.blocks(self.stem(x)))).flatten(1))
+        x = self.pool(self.head(self.blocks(self.stem(x)))).flatten(1)
+        return self.classifier(self.drop(x))
 
 
 def tiny_mobilenet(num_classes: int = 10, in_chans: int = 3, **options: object) -> TinyMobileNet:

@@ -1,51 +1,47 @@
 """Train a network on images, plainly or with NetAug; stopped at any moment, it resumes exactly.
 
-Reads top to bottom: the whole run (`train`), an epoch of it, its end.
+Reads top to bottom: the whole run (`train`), an epoch of it, its end. Its parts: recipes/run.py.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import set_seed
+from accelerate.tracking import get_available_trackers
 from rich.console import Console
 from rich.progress import Progress
 from safetensors.torch import load_file
-from timm.optim import create_optimizer_v2, list_optimizers
-from timm.scheduler import create_scheduler_v2
-from timm.task import ClassificationTask, TrainingTask
 from torch import nn
-from torch.utils.data import DataLoader
 
 import netaugfx
-from recipes.augment import build_loaders
-from recipes.checkpoint import load_checkpoint, save_checkpoint, save_weights, write_json
+from recipes.augment import key, plain_loader
+from recipes.checkpoint import save_weights, write_json
 from recipes.config import TrainConfig
-from recipes.data import Data, load_data, near
+from recipes.data import load_data
 from recipes.errors import LossError, RunError
 from recipes.evaluation import batches, evaluate
-from recipes.models import build_model, check_logits
+from recipes.growth import alpha_at, kinds_at, sort_channels, sorts_at
+from recipes.ingredients import (
+    digest,
+    example_images,
+    fresh_model,
+    learning_rate,
+    with_what_learns,
+    without_blocks,
+)
 from recipes.netaug import NetAugTask
+from recipes.regularise import mix
+from recipes.run import Cadence, Done, Run, due, keep, restore, set_up
 from recipes.rundir import RunDirectory, readable
+from recipes.teaching import netaug_in, teacher_digest
 
-__all__ = ["TrainConfig", "train"]
-
-
-@dataclass(frozen=True)
-class Run:
-    """What every part of a run looks at."""
-
-    config: TrainConfig
-    data: Data
-    directory: RunDirectory
-    accelerator: Accelerator
-    console: Console
+__all__ = ["Cadence", "TrainConfig", "train"]
 
 
 def train(
@@ -56,6 +52,8 @@ def train(
     device: str = "auto",
     workers: int = 0,
     download: bool = False,
+    cadence: Cadence | None = None,
+    tracker: str | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Run `config` in the directory `out`, or go on with it where its last checkpoint stands.
@@ -65,6 +63,8 @@ def train(
         resume: go on with the run that `out` holds; where it holds none, start it.
         device: "auto" or "cpu".
         workers: processes that load images; 0 loads them in this one. The result is the same.
+        cadence: when to write checkpoints; the result is the same.
+        tracker: Accelerate's name of one, e.g. "tensorboard", which writes to `out`/tensorboard.
 
     Returns:
         The content of `out`/result.json: among others "top1" and "top5", in percent, that
@@ -72,211 +72,194 @@ def train(
 
     Raises:
         DataError, ModelError: the data or the model cannot be had; nothing has been written.
-        RunError: `out` holds something else, or a checkpoint that does not fit; it is left as it
-            is.
+        RunError: `out` holds something else, a checkpoint that does not fit, or another process at
+            work; it is left as it is. Or it cannot be written to; the last checkpoint stays.
         LossError: the loss is not finite; the last good checkpoint stays.
     """
     console = console or Console()
-    given = {name: getattr(config, name) for name in ("num_classes", "channels", "image_size")}
-    data = load_data(config.data, **given, download=download)
-    directory = RunDirectory(out)
-    identity = {"config": config.identity(), "data": data.described()}
-    directory.check(identity, resume)
-    set_seed(config.seed)
-    model = fresh_model(config, data)
-    generator = torch.Generator().manual_seed(0)
-    example = torch.rand(2, data.channels, data.image_size, data.image_size, generator=generator)
-    check_logits(model, config.model, example, data.num_classes)
-    if config.method == "netaug":
-        model = netaugfx.widen(
-            model,
-            factor=config.factor,
-            diversity=config.diversity,
-            keep=config.keep,
-            example_inputs=(example,),
-            seed=config.seed,
-        )
-        console.print(
-            f"{len(model.widths)} widths grow, elastic share {model.elastic_share:.3f}, "
-            f"{len(model.pinned)} pinned (netaugfx inspect says why)",
-            highlight=False,
-            soft_wrap=True,
-        )
-
     # A step of NetAug leaves the blocks that it did not sample unused; buffers broadcast between
     # its two passes would overwrite what the backward pass still needs.
     ranks = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
-    accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[ranks])
-    run = Run(config, data, directory, accelerator, console)
-    optimizer = build_optimizer(model, config)
-    *loaders, keys = build_loaders(data, config.batch_size, config.seed, workers)
-    model, optimizer, train_loader, validation_loader = accelerator.prepare(
-        model, optimizer, *loaders
-    )
-    steps_per_epoch = len(train_loader)
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        config.sched,
-        num_epochs=config.epochs,
-        warmup_epochs=config.warmup_epochs,
-        step_on_epochs=False,
-        updates_per_epoch=steps_per_epoch,
-    )
-    task = build_task(model, run)
-
-    plain = accelerator.unwrap_model(model)
-    epochs_done, history = 0, []
-    if directory.checkpoint.exists():  # `check` let it pass only with resume
-        task_state, done = load_checkpoint(directory.checkpoint, plain, optimizer)
-        task.load_task_state(task_state)
-        epochs_done, history = done["epochs"], done["history"]
-        run.console.print(f"resuming after epoch {epochs_done} of {config.epochs}")
-    elif resume:
-        run.console.print(f"nothing to resume in {directory.path}: starting with epoch 1")
-    if accelerator.is_main_process:
-        plan = plain.plan.to_json() if config.method == "netaug" else None
-        directory.claim(identity, plan)
-        directory.write_metrics(history)
-    if scheduler is not None:
-        scheduler.step_update(epochs_done * steps_per_epoch)
-
-    for epoch in range(epochs_done, config.epochs):
-        started = time.perf_counter()
-        keys.epoch = epoch
-        lr = optimizer.param_groups[0]["lr"]
-        trained = train_epoch(run, task, train_loader, optimizer, scheduler, epoch)
-        reached = evaluate(plain, validation_loader, accelerator)
-        step = (epoch + 1) * steps_per_epoch
-        if not math.isfinite(reached["loss"]):
-            raise _loss_error("validation loss", reached["loss"], step, directory)
-        line = {"epoch": epoch + 1, "step": step, "lr": lr}
-        line |= {f"train_{name}": value for name, value in trained.items()}
-        line |= {f"val_{name}": value for name, value in reached.items()}
-        history = [*history, line | {"seconds": round(time.perf_counter() - started, 3)}]
-        if accelerator.is_main_process:
-            done = {"epochs": epoch + 1, "history": history}
-            save_checkpoint(directory.checkpoint, plain, optimizer, task.get_task_state(), done)
-            directory.write_metrics(history)
-            run.console.print(readable(history[-1], config.epochs), highlight=False, soft_wrap=True)
-    return finish(run, plain, validation_loader, history)
-
-
-def fresh_model(config: TrainConfig, data: Data, pretrained: bool | None = None) -> nn.Module:
-    """The untouched model of a run, with weights from torch's global random state."""
-    return build_model(
-        config.model,
-        num_classes=data.num_classes,
-        channels=data.channels,
-        model_args=config.model_args,
-        pretrained=config.pretrained if pretrained is None else pretrained,
-    )
-
-
-def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """timm's optimiser of that name, over the base's Parameters and, for NetAug, their blocks."""
-    if config.opt not in list_optimizers():
+    trackers = sorted(str(each.value) for each in get_available_trackers())
+    if tracker is not None and tracker not in trackers:
         raise RunError(
-            f"timm has no optimiser {config.opt!r}. {near(config.opt, list_optimizers())}"
+            f"There is no tracker {tracker!r} here: installed are {', '.join(trackers) or 'none'}."
         )
-    return create_optimizer_v2(
-        model,
-        config.opt,
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        filter_bias_and_bn=not config.decay_norms,
+    accelerator = Accelerator(
+        cpu=device == "cpu" or (device == "auto" and not torch.accelerator.is_available()),
+        kwargs_handlers=[ranks],
+        gradient_accumulation_steps=config.accumulate,
+        mixed_precision=config.precision,
+        log_with=tracker,
+        project_dir=str(out),
     )
+    given = {name: getattr(config, name) for name in ("num_classes", "channels", "image_size")}
+    data = load_data(config.data, **given, download=download)
+    identity = {"config": config.identity(), "data": data.described()}
+    if config.init is not None:
+        if not Path(config.init).is_file():
+            raise RunError(f"--init {config.init}: there is no such file.")
+        identity["init_sha256"] = digest(Path(config.init))
+    if teacher_digest(config.distill) is not None:
+        identity["teacher_sha256"] = teacher_digest(config.distill)
+    directory = RunDirectory(out)
+    main = accelerator.is_main_process
+    if main:
+        directory.check(identity, resume)
+    else:
+        console = Console(quiet=True)
+    run = set_up(config, data, directory, accelerator, console, cadence or Cadence(), workers)
+    with directory.locked() if main else nullcontext():
+        if main:
+            directory.check(identity, resume)  # as another process may have come first
+        accelerator.wait_for_everyone()
+        done = restore(run, resume)
+        if main:
+            wide = isinstance(run.plain, netaugfx.WideModel)
+            directory.claim(identity, run.plain.plan.to_json() if wide else None)
+            directory.write_metrics(done.history)
+        if tracker is not None:
+            name = "tensorboard" if tracker == "tensorboard" else "netaugfx"
+            accelerator.init_trackers(name, config=None)
+        while done.epochs < config.epochs:
+            train_epoch(run, done)
+            finish_epoch(run, done)
+            accelerator.log(done.history[-1], step=done.epochs)
+        for each in accelerator.trackers:
+            each.finish()
+        return finish(run, done.history)
 
 
-def build_task(model: nn.Module, run: Run) -> TrainingTask:
-    """The objective of a run: timm's classification, or NetAug."""
-    config = run.config
-    criterion = nn.CrossEntropyLoss(label_smoothing=config.smoothing)
-    if config.method == "baseline":
-        return ClassificationTask(model, criterion, device=run.accelerator.device, verbose=False)
-    return NetAugTask(
-        model,
-        criterion,
-        alpha=config.alpha,
-        samples=config.samples,
-        kinds=config.kinds,
-        seed=config.seed,
-    )
-
-
-def train_epoch(
-    run: Run,
-    task: TrainingTask,
-    loader: DataLoader,
-    optimizer: torch.optim.Optimizer,
-    scheduler: Any,
-    epoch: int,
-) -> dict[str, float]:
-    """Take an optimiser step for each batch.
-
-    Returns:
-        Means over the epoch: "loss", for NetAug also "base_loss" and "augmented_loss", and "top1"
-        of the base, in percent, on the augmented images as they came by.
-    """
+def train_epoch(run: Run, done: Done) -> None:
+    """Train on what is left of an epoch, counting in `done` and writing checkpoints."""
+    config, accelerator, task = run.config, run.accelerator, run.task
+    epoch, started = done.epochs, time.perf_counter()
+    spent, saved = done.seconds, started
+    run.keys.epoch, run.keys.skip = epoch, 0
+    if done.batches == 0:
+        done.lr = learning_rate(run.optimizer)
+    netaug = netaug_in(task)
+    if netaug is not None:
+        netaug.kinds, netaug.alpha = kinds_at(config, epoch), alpha_at(config, epoch)
+        if done.batches == 0 and sorts_at(config, epoch):
+            seen = ((images.to(accelerator.device), y) for images, y in batches(run.some_batches))
+            sort_channels(run.plain, run.optimizer, run.average, seen)
+    run.keys.skip = done.batches * config.batch_size * accelerator.num_processes
     task.train()
-    step = epoch * len(loader)
-    sums: dict[str, float] = {}
-    count = 0
-    console, title = run.console, f"epoch {epoch + 1}/{run.config.epochs}"
+    console, title = run.console, f"epoch {epoch + 1}/{config.epochs}"
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(title, total=len(loader))
-        for images, labels in batches(loader):
-            optimizer.zero_grad()
-            if isinstance(task, NetAugTask):
-                result = task.backward(images, labels, run.accelerator.backward)
-            else:
-                result = task(images, labels)
-                run.accelerator.backward(result["loss"])
-            step += 1
-            losses = {name: result[name].item() for name in result if name.endswith("loss")}
-            if not math.isfinite(losses["loss"]):
-                raise _loss_error("loss", losses["loss"], step, run.directory)
-            optimizer.step()
-            if scheduler is not None:
-                scheduler.step_update(step)
-            count += len(labels)
+        bar = progress.add_task(title, total=run.batches_per_epoch, completed=done.batches)
+        for images, labels in batches(run.loaders[0]):
+            drawn = key(config.seed, epoch, done.batches, accelerator.process_index)
+            with accelerator.accumulate(run.model):
+                result = backward(run, *mix(images, labels, config, run.data.num_classes, drawn))
+                done.batches += 1
+                step = run.updates(epoch, done.batches)
+                losses = {name: result[name].item() for name in result if name.endswith("loss")}
+                if not math.isfinite(losses["loss"]):
+                    raise _loss_error("loss", losses["loss"], step, run.directory)
+                if accelerator.sync_gradients and config.clip_grad is not None:
+                    accelerator.clip_grad_norm_(run.model.parameters(), config.clip_grad)
+                run.optimizer.step()
+                run.optimizer.zero_grad()
+            done.count += len(labels)
             for name, loss in losses.items():
-                sums[name] = sums.get(name, 0.0) + loss * len(labels)
+                done.sums[name] = done.sums.get(name, 0.0) + loss * len(labels)
             hits = int((result["output"].argmax(1) == labels).sum())
-            sums["top1"] = sums.get("top1", 0.0) + 100.0 * hits
+            done.sums["top1"] = done.sums.get("top1", 0.0) + 100.0 * hits
             progress.advance(bar)
-    return {name: value / count for name, value in sums.items()}
+            if not accelerator.sync_gradients:
+                continue
+            if run.average is not None:
+                run.average.update_parameters(without_blocks(run.plain))
+            if run.scheduler is not None:
+                run.scheduler.step_update(step)
+            now = time.perf_counter()
+            done.seconds = spent + now - started
+            if due(run, done, step, now - saved):
+                keep(run, done)
+                saved = now
+    done.seconds = spent + time.perf_counter() - started
 
 
-def finish(
-    run: Run, model: nn.Module, loader: DataLoader, history: list[dict[str, Any]]
-) -> dict[str, Any]:
+def backward(run: Run, images: torch.Tensor, target: torch.Tensor) -> dict[str, Any]:
+    """Add the gradients of one batch."""
+    if isinstance(run.task, NetAugTask):
+        return run.task.backward(images, target, run.accelerator.backward)
+    result = run.task(images, target)
+    run.accelerator.backward(result["loss"])
+    return result
+
+
+def finish_epoch(run: Run, done: Done) -> None:
+    """Evaluate the network, write the line of the epoch, the best weights and a checkpoint."""
+    started, accelerator = time.perf_counter(), run.accelerator
+    names = list(done.sums)
+    totals = [done.sums[name] for name in names] + [float(done.count)]
+    if accelerator.num_processes > 1:
+        totals = accelerator.reduce(torch.tensor(totals, device=accelerator.device)).tolist()
+        for buffer in [*run.plain.buffers(), *(run.average.buffers() if run.average else ())]:
+            if buffer.is_floating_point():  # each process has statistics of its own images
+                buffer.copy_(accelerator.reduce(buffer, "mean"))
+    reached = evaluate(run.network, run.loaders[1], accelerator)
+    step = run.updates(done.epochs + 1)
+    if not math.isfinite(reached["loss"]):
+        raise _loss_error("validation loss", reached["loss"], step, run.directory)
+    line = {"epoch": done.epochs + 1, "step": step, "lr": done.lr}
+    line |= {f"train_{name}": totals[i] / totals[-1] for i, name in enumerate(names)}
+    line |= {f"val_{name}": value for name, value in reached.items()}
+    line |= {"seconds": round(done.seconds + time.perf_counter() - started, 3)}
+    before = max((each["val_top1"] for each in done.history), default=-1.0)
+    done.history = [*done.history, line]
+    done.epochs, done.batches, done.count, done.sums, done.seconds = done.epochs + 1, 0, 0, {}, 0.0
+    if not accelerator.is_main_process:
+        return
+    if line["val_top1"] > before:
+        save_weights(run.directory.best, extracted(run.network))
+    keep(run, done)
+    run.directory.write_metrics(done.history)
+    run.console.print(readable(line, run.config.epochs), highlight=False, soft_wrap=True)
+
+
+def extracted(network: nn.Module) -> nn.Module:
+    """The untouched model's own network."""
+    wide = any(isinstance(module, netaugfx.WideModel) for module in network.modules())
+    return netaugfx.extract_base(network) if wide else network
+
+
+def finish(run: Run, history: list[dict[str, Any]]) -> dict[str, Any]:
     """Write base.safetensors, load it into the untouched model, evaluate that, write result.json.
 
     Raises:
         RunError: on a CPU, the untouched model does not reach exactly what the last epoch did.
     """
     directory, accelerator = run.directory, run.accelerator
-    base = netaugfx.extract_base(model) if run.config.method == "netaug" else model
     if accelerator.is_main_process:
-        save_weights(directory.base, base)
+        save_weights(directory.base, extracted(run.network))
     accelerator.wait_for_everyone()
     untouched = fresh_model(run.config, run.data, pretrained=False)
+    untouched = with_what_learns(untouched, run.config, example_images(run.data))
     untouched.load_state_dict(load_file(directory.base), strict=True)
-    reached = evaluate(untouched.to(accelerator.device), loader, accelerator)
+    untouched.to(accelerator.device)
+    reached = evaluate(untouched, run.loaders[1], accelerator)
     last = history[-1]["val_top1"]
     if accelerator.device.type == "cpu" and reached["top1"] != last:
         raise RunError(
             f"{directory.base} reaches top-1 {reached['top1']} in the untouched model, "
             f"and the last epoch reached {last}."
         )
+    plain = accelerator.prepare_data_loader(plain_loader(run.data, run.config.batch_size))
+    best = max(history, key=lambda line: line["val_top1"])
     result = {
         "top1": reached["top1"],
         "top5": reached["top5"],
+        "best_top1": best["val_top1"],
+        "best_epoch": best["epoch"],
+        "train_top1": evaluate(untouched, plain, accelerator)["top1"],  # on images as they are
         "epochs": len(history),
         "parameters": sum(parameter.numel() for parameter in untouched.parameters()),
         "seconds": round(sum(line["seconds"] for line in history), 3),
-        "device": str(accelerator.device),
+        "device": accelerator.device.type,
     }
     if accelerator.is_main_process:
         write_json(directory.result, result)

@@ -26,6 +26,7 @@ ORDER = [
     "blocks",
     "rewrite",
     "calibrate",
+    "permute",
     "model",
     "parts",
     "whole",

@@ -45,7 +45,7 @@ def train(*more: str, model: str = "net.py:net", data: str = "folder:images") ->
     return cli.main(
         [
             *("train", "--model", model, "--data", data, "--epochs", "1", "--batch-size", "6"),
-            *("--device", "cpu", "--workers", "0", "--out", "run", *more),
+            *("--device", "cpu", "--workers", "0", "--tracker", "none", "--out", "run", *more),
         ]
     )
 
@@ -134,7 +134,10 @@ def test_widths_by_kind_and_other_options(capsys: pytest.CaptureFixture[str]) ->
             r"images holds no run but other files \(.*\)\. Choose another --out\.",
         ),
         (["--out", "net.py"], r"net\.py is not a directory\. Choose another --out\."),
-        (["--out", "net.py/run"], r"\[Errno 20\] Not a directory: 'net\.py/run'"),
+        (
+            ["--out", "net.py/run"],
+            r"Cannot write in net\.py/run: Not a directory\. Choose another --out\.",
+        ),
         (
             ["--lr", "1e30", "--epochs", "3"],
             r"The (validation )?loss is (nan|inf) at step \d+\. Try.*",
@@ -286,3 +289,60 @@ def test_without_the_extra_it_says_what_to_install() -> None:
     assert done.stderr.count("\n") == 1
     assert done.stderr.endswith("pip install 'netaugfx[recipes]'\n")
     assert "timm" in done.stderr
+
+
+def test_compare(capsys: pytest.CaptureFixture[str]) -> None:
+    arms = ["--compare", "baseline,netaug+mixup,no-augmentation", "--seeds", "0,1"]
+    assert train(*arms) == 0
+    shown = capsys.readouterr().out
+    assert "2 seeds, mean and 95% interval" in shown
+    found = json.loads(Path("run/comparison.json").read_text())
+    assert list(found) == ["baseline", "netaug+mixup", "no-augmentation"]
+    assert found["baseline"]["gain"]["each"] == [0.0, 0.0]
+    for arm, of in found.items():
+        assert of["seeds"] == [0, 1]
+        for seed, top1 in zip(of["seeds"], of["top1"], strict=True):
+            assert json.loads(Path(f"run/{arm}-{seed}/result.json").read_text())["top1"] == top1
+    held = json.loads(Path("run/netaug+mixup-1/config.json").read_text())["config"]
+    assert (held["method"], held["mixup"], held["seed"]) == ("netaug", 0.2, 1)
+    assert Path("run/comparison.png").stat().st_size > 1000
+    before = Path("run/baseline-0/checkpoint.safetensors").stat().st_mtime_ns
+    Path("run/netaug+mixup-1/result.json").unlink()  # as if it had been stopped there
+    assert train(*arms) == 0
+    assert "resuming after epoch 1 of 1" in capsys.readouterr().out
+    assert Path("run/baseline-0/checkpoint.safetensors").stat().st_mtime_ns == before
+    assert json.loads(Path("run/comparison.json").read_text()) == found
+
+
+def test_tensorboard() -> None:
+    event = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert train("--epochs", "2", "--tracker", "tensorboard") == 0
+    log = event.EventAccumulator("run/tensorboard")
+    log.Reload()
+    metrics = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    for name in ("val_top1", "train_loss", "lr"):
+        found = [(each.step, each.value) for each in log.Scalars(name)]
+        assert found == [(line["epoch"], pytest.approx(line[name])) for line in metrics]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--compare", "baseline,mixxup"], r"--compare: there is no arm 'mixxup'\. Near: mixup.*"),
+        (["--compare", "baseline", "--seeds", "0,b"], r"--seeds expects whole numbers, .*'0,b'\."),
+        (["--ema", "1"], r"ema is a decay between 0 and 1, e\.g\. 0\.999; 1\.0 came\."),
+        (["--stop-stream", "1.5"], r"stop_stream is a share from 0 to 1; 1\.5 came\."),
+        (["--tracker", "diary"], r"There is no tracker 'diary' here: installed are .*\."),
+        (["--init", "none"], r"--init none: there is no such file\."),
+        (["--init", "net.py"], r"--init net\.py is no safetensors file .*"),
+        (
+            ["--dropblock", "0.1"],
+            r"Sequential has no blocks to drop from: .* Leave out dropblock\.",
+        ),
+        (["--dropout", "0.1"], r"net\.py:net cannot be built with .*'drop_rate'.*"),
+    ],
+    ids=str,
+)
+def test_bad_knobs(capsys: pytest.CaptureFixture[str], more: list[str], message: str) -> None:
+    fails(capsys, train(*more), message)
+    assert not Path("run").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -176,3 +177,36 @@ def test_timm_skips_no_image_that_does_not_decode(tmp_path: Path) -> None:
     (root / "train" / "cat" / "0003.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"Cannot decode .*0003\.png"):
         list(load_data(str(root)).train)
+
+
+def test_fine_grained_data_sets_of_torchvision(tmp_path: Path) -> None:
+    """Pets and Food, laid out as their authors publish them, a few small images each."""
+    pets, food = tmp_path / "oxford-iiit-pet", tmp_path / "food-101"
+    for folder in (pets / "images", pets / "annotations", food / "meta"):
+        folder.mkdir(parents=True)
+    for split, numbers in {"trainval": (1, 2, 3), "test": (4,)}.items():
+        lines = []
+        for label, name in enumerate(("Abyssinian", "Beagle"), start=1):
+            for number in numbers:
+                Image.new("RGB", (40, 30)).save(pets / "images" / f"{name}_{number}.jpg")
+                lines.append(f"{name}_{number} {label} 1 1")
+        (pets / "annotations" / f"{split}.txt").write_text("\n".join(lines))
+    for split, numbers in {"train": (1, 2), "test": (3,)}.items():
+        held = {}
+        for name in ("apple_pie", "waffles", "tacos"):
+            (food / "images" / name).mkdir(parents=True, exist_ok=True)
+            for number in numbers:
+                Image.new("RGB", (80, 96)).save(food / "images" / name / f"{number}.jpg")
+            held[name] = [f"{name}/{number}" for number in numbers]
+        (food / "meta" / f"{split}.json").write_text(json.dumps(held))
+    for name, classes, size, train, validation in (
+        ("OxfordIIITPet", 2, 32, 6, 2),
+        ("Food101", 3, 64, 6, 3),
+    ):
+        data = load_data(f"torchvision:{name}@{tmp_path}")
+        assert (data.num_classes, data.channels, data.image_size) == (classes, 3, size)
+        assert (len(data.train), len(data.validation)) == (train, validation)
+        loader = build_loaders(data, 3, 0, 0)[0]
+        images, _ = next(iter(loader))
+        assert images.shape == (3, 3, size, size)
+        assert {int(label) for _, label in data.train} == set(range(classes))

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -19,7 +15,8 @@ from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from recipes import checkpoint, training
+from recipes import checkpoint
+from recipes import run as runs
 from recipes.augment import build_transforms
 from recipes.config import TrainConfig
 from recipes.data import load_data
@@ -62,6 +59,29 @@ def config(request: pytest.FixtureRequest, files: Path) -> TrainConfig:
     return small_config(files, request.param)
 
 
+def everything(files: Path) -> TrainConfig:
+    """All at once: what must be kept and taken up again is a lot."""
+    return replace(
+        small_config(files, "netaug"),
+        ratios={"stream": (1.0, 2.0), "inner": (1.0, 1.6, 2.2)},
+        coupling="expand",
+        alpha_end=0.5,
+        samples=2,
+        stop_stream=0.7,
+        sort=True,
+        accumulate=2,
+        clip_grad=1.0,
+        ema=0.9,
+        mixup=0.2,
+        cutmix=1.0,
+        opt="adamw",
+        lr=0.01,
+        warmup_epochs=1,
+        decay_norms=False,
+        augment="randaugment",
+    )
+
+
 def small_config(files: Path, method: str) -> TrainConfig:
     return TrainConfig(
         model=f"{files}/net.py:Net",
@@ -84,7 +104,7 @@ def outcome(out: Path) -> dict[str, Any]:
         state = json.loads(file.metadata()["state"])
     metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     result = json.loads((out / "result.json").read_text())
-    for line in [*state["progress"]["history"], *metrics, result]:
+    for line in [*state["progress"]["done"]["history"], *metrics, result]:
         del line["seconds"]
     return {
         "tensors": {name: (str(each.dtype), each.tolist()) for name, each in tensors.items()},
@@ -136,9 +156,14 @@ class Killed(BaseException):
     """Stands for the end of the process, which nothing can catch."""
 
 
-def test_a_crash_at_any_write_is_resumed_exactly(
-    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("which", ["baseline", "netaug", "everything"])
+def test_a_crash_at_a_write_is_resumed_exactly(
+    which: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Each write of a simple run; with everything, and a checkpoint after each step, some."""
+    config = everything(files) if which == "everything" else small_config(files, which)
+    config = replace(config, epochs=2)
+    cadence, stride = (runs.Cadence(1, None), 3) if which == "everything" else (None, 1)
     quiet(config, tmp_path / "whole")
     expected = outcome(tmp_path / "whole")
     replace_file = os.replace
@@ -154,43 +179,17 @@ def test_a_crash_at_any_write_is_resumed_exactly(
     monkeypatch.setattr(checkpoint.os, "replace", count)
     stop, complete = 0, False
     while not complete:
-        stop += 1
+        stop += stride
         writes = 0
         out = tmp_path / f"crash-{stop}"
         try:
-            quiet(config, out)
+            quiet(config, out, cadence=cadence)
             complete = True  # all writes of a run have been tried
         except Killed:
             torch.manual_seed(stop)  # a new process starts elsewhere
             quiet(config, out, resume=True)
         assert outcome(out) == expected, f"stopped at write {stop}"
     assert stop > 8
-
-
-def test_sigkill_is_resumed_exactly(files: Path, tmp_path: Path) -> None:
-    config = replace(small_config(files, "netaug"), epochs=40, opt="adamw", lr=0.01)
-    quiet(config, tmp_path / "whole")
-    command = [
-        *(sys.executable, "-m", "recipes.cli", "train", "--model", config.model),
-        *("--data", config.data, "--method", "netaug", "--epochs", "40", "--batch-size", "8"),
-        *("--opt", "adamw", "--lr", "0.01", "--out", str(tmp_path / "killed"), "--resume"),
-        *("--device", "cpu", "--threads", "1", "--workers", "0"),
-    ]
-    metrics = tmp_path / "killed" / "metrics.jsonl"
-    for least in (2, 15):  # once early, once in the middle, each at an arbitrary moment
-        started = time.monotonic()
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-            while not metrics.exists() or len(metrics.read_text().splitlines()) < least:
-                assert process.poll() is None, "the run ended by itself"
-                assert time.monotonic() - started < 120
-                time.sleep(0.001)
-            process.send_signal(signal.SIGKILL)
-        assert process.returncode == -signal.SIGKILL
-        assert len(metrics.read_text().splitlines()) < 40
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stderr
-    assert "resuming after epoch" in finished.stdout
-    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
 
 
 def test_a_finished_run_resumes_to_the_same(config: TrainConfig, tmp_path: Path) -> None:
@@ -263,7 +262,7 @@ def test_the_last_good_checkpoint_is_kept(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
-    saved = training.save_checkpoint
+    saved = runs.save_checkpoint
     good: list[bytes] = []
 
     def save(path: Path, model: torch.nn.Module, *rest: Any) -> None:
@@ -271,7 +270,7 @@ def test_the_last_good_checkpoint_is_kept(
         good.append(path.read_bytes())
         next(model.parameters()).data.fill_(float("nan"))
 
-    monkeypatch.setattr(training, "save_checkpoint", save)
+    monkeypatch.setattr(runs, "save_checkpoint", save)
     with pytest.raises(LossError, match=r"nan at step 4\..* The last good checkpoint stays: .*run"):
         quiet(config, out)
     assert (out / "checkpoint.safetensors").read_bytes() == good[-1]

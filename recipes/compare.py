@@ -1,0 +1,155 @@
+"""`netaugfx train --compare ARMS --seeds LIST`: several ways to train, side by side.
+
+An arm is a name in `ARMS`, or several joined by +, as netaug+mixup. Each arm and seed is a run in
+OUT/ARM-SEED; a comparison that was stopped goes on where it was. OUT/comparison.json and .png hold
+the outcome.
+
+Source: H. Cai, C. Gan, J. Lin, S. Han, "Network Augmentation for Tiny Deep Learning", ICLR 2022,
+tables 3 and 6: NetAug against regularisers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from recipes.checkpoint import write_json
+from recipes.config import TrainConfig
+from recipes.curves import draw_curves, interval, read_metrics, shown
+from recipes.data import near
+from recipes.errors import RunError
+from recipes.rundir import RunDirectory
+from recipes.training import train
+
+# What an arm changes in the run that the other options describe.
+ARMS: dict[str, dict[str, Any]] = {
+    "baseline": {},
+    "netaug": {"method": "netaug"},
+    "dropout": {"dropout": 0.2},
+    "dropblock": {"dropblock": 0.1},
+    "mixup": {"mixup": 0.2},
+    "cutmix": {"cutmix": 1.0},
+    "autoaugment": {"augment": "autoaugment"},
+    "randaugment": {"augment": "randaugment"},
+    "small-decay": {"weight_decay": 1e-5},
+    "no-augmentation": {"augment": "none"},
+}
+
+
+def parse_arms(text: str) -> dict[str, dict[str, Any]]:
+    """Arm -> what it changes, of a comma-separated list.
+
+    >>> parse_arms("baseline,netaug+mixup")
+    {'baseline': {}, 'netaug+mixup': {'method': 'netaug', 'mixup': 0.2}}
+    """
+    found = {}
+    for arm in text.split(","):
+        parts = arm.strip().split("+")
+        for part in parts:
+            if part not in ARMS:
+                raise RunError(f"--compare: there is no arm {part!r}. {near(part, list(ARMS))}")
+        found[arm.strip()] = {key: value for part in parts for key, value in ARMS[part].items()}
+    return found
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Whole numbers of a comma-separated list, each once."""
+    try:
+        return tuple(dict.fromkeys(int(each) for each in text.split(",")))
+    except ValueError as error:
+        raise RunError(f"--seeds expects whole numbers, as 0,1,2; got {text!r}.") from error
+
+
+def compare(
+    config: TrainConfig,
+    arms: Mapping[str, Mapping[str, Any]],
+    seeds: Sequence[int],
+    out: Path,
+    *,
+    console: Console,
+    **options: Any,
+) -> dict[str, Any]:
+    """Train every arm with every seed, seed by seed, and compare what their base networks reach.
+
+    Args:
+        config: what all runs have in common.
+        arms: name -> fields of the config that it changes.
+        options: for `train`.
+
+    Returns:
+        The content of OUT/comparison.json: for each arm "top1" and "train_top1" of each seed, in
+        percent, and "gain", the difference to the first arm with the same seed.
+
+    Raises:
+        RunError: OUT is itself a run, or holds runs of another comparison.
+    """
+    if (out / "config.json").exists():
+        raise RunError(f"{out} holds a single run. Choose another --out.")
+    results: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in arms}
+    for seed in seeds:
+        for arm, changes in arms.items():
+            directory = out / f"{arm}-{seed}"
+            console.print(f"{arm}, seed {seed}", style="bold", highlight=False)
+            run = replace(config, **changes, seed=seed)
+            begun = (directory / "config.json").exists()
+            results[arm][seed] = finished(directory, run) or train(
+                run, directory, resume=begun, console=console, **options
+            )
+            outcome = summarise(results)
+            write_json(out / "comparison.json", outcome)
+    curves = {arm: [read_metrics(out / f"{arm}-{seed}") for seed in seeds] for arm in arms}
+    draw_curves(out / "comparison.png", curves)
+    print_comparison(outcome, console)
+    return outcome
+
+
+def finished(directory: Path, config: TrainConfig) -> dict[str, Any] | None:
+    """The result of a run that has ended, None if there is none of this config."""
+    run = RunDirectory(directory)
+    if not run.result.exists():
+        return None
+    if run.held().get("config") != json.loads(json.dumps(config.identity())):
+        return None  # `train` says what differs
+    return json.loads(run.result.read_text())
+
+
+def summarise(results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[str, Any]:
+    """Arm -> its results by seed, as JSON."""
+    first = next(iter(results.values()))
+    found: dict[str, Any] = {}
+    for arm, of in results.items():
+        gains = [of[seed]["top1"] - first[seed]["top1"] for seed in of if seed in first]
+        found[arm] = {"seeds": list(of)}
+        found[arm] |= {
+            name: [each[name] for each in of.values()]
+            for name in ("top1", "train_top1", "seconds", "parameters")
+        }
+        if gains:
+            mean, half = interval(gains)
+            found[arm]["gain"] = {"each": gains, "mean": mean, "half_interval_95": half}
+    return found
+
+
+def print_comparison(outcome: Mapping[str, Any], console: Console) -> None:
+    """Print a row for each arm: mean and 95% interval over the seeds."""
+    first = next(iter(outcome))
+    seeds = len(outcome[first]["seeds"])
+    table = Table(title=f"{seeds} seed{'s' if seeds > 1 else ''}, mean and 95% interval")
+    table.add_column("arm")
+    for column in ("top-1 (%)", f"gain over {first}", "on training images (%)", "seconds"):
+        table.add_column(column, justify="right")
+    for arm, of in outcome.items():
+        table.add_row(
+            arm,
+            shown(of["top1"]),
+            "" if arm == first else shown(of["gain"]["each"], "+"),
+            shown(of["train_top1"]),
+            f"{sum(of['seconds']) / len(of['seconds']):.0f}",
+        )
+    console.print(table)

@@ -1,0 +1,129 @@
+"""`netaugfx evaluate RUN`: how good a finished run's base, or one of its subnets, is by class."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import netaugfx
+from recipes.augment import build_loaders
+from recipes.checkpoint import write_json
+from recipes.errors import RunError
+from recipes.evaluation import batches
+from recipes.metrics import draw_confusion, measure, readable
+from recipes.runs import KeptRun, base_of, data_of, open_run, wide_of
+
+
+def evaluate_run(
+    path: Path,
+    which: str = "base",
+    *,
+    data: str | None = None,
+    ks: Sequence[int] = (1, 5),
+    recalibrate: int = 32,
+    batch_size: int = 256,
+    out: Path | None = None,
+    as_json: bool = False,
+    device: torch.device | None = None,
+    workers: int = 0,
+    download: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Evaluate on validation images; write evaluation-WHICH.json and confusion-WHICH.png.
+
+    Args:
+        path: the directory of the run.
+        which: "base", "widest", or a JSON file that maps width names to sizes.
+        recalibrate: training batches that a subnet's batch norms take statistics from; 0: the
+            base's statistics on the base's channels, which says little.
+        out: where to write; the run's own directory if None.
+
+    Returns:
+        What `recipes.metrics.measure` does, and "run", "config" (the sizes), "recalibrated".
+
+    Raises:
+        RunError: there is no such run, or it has no such subnet. ConfigError: an unknown width.
+    """
+    device = device or torch.device("cpu")
+    run = open_run(path)
+    sizes = read_config(which)
+    network, predict, grown = _network(run, sizes, device)
+    images = data_of(run, data, download=download)
+    some, validation, _ = build_loaders(images, batch_size, run.config.seed, workers)
+    calibrated = 0
+    if grown is not None and recalibrate:
+        seen = [x.to(device) for x, _ in islice(batches(some), recalibrate)]
+        network.recalibrate(grown, seen)
+        calibrated = len(seen)
+    report, matrix = measure(predict, validation, images.num_classes, ks=ks, device=device)
+    report = {
+        "run": str(path),
+        "which": which,
+        "config": dict(grown) if grown is not None else None,
+        "recalibrated": calibrated,
+    } | report
+    name = which if which in ("base", "widest") else Path(which).stem
+    out = out or path
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / f"evaluation-{name}.json", report)
+    classes = getattr(images.validation, "classes", ())
+    draw_confusion(matrix, out / f"confusion-{name}.png", f"{path.name}, {name}", classes)
+    _print(report, out, name, as_json, console or Console())
+    return report
+
+
+def read_config(which: str) -> dict[str, int] | str:
+    """ "base", "widest", or the sizes in a JSON file.
+
+    Raises:
+        RunError: there is no such file, or it is no mapping to whole numbers.
+    """
+    if which in ("base", "widest"):
+        return which
+    file = Path(which)
+    if not file.is_file():
+        raise RunError(f"--config {which}: expected base, widest or a JSON file; there is no file.")
+    try:
+        sizes = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RunError(f"--config {which} does not read as JSON ({error}).") from error
+    whole = isinstance(sizes, dict) and all(type(size) is int for size in sizes.values())
+    if not whole:
+        raise RunError(f'--config {which}: expected {{"WIDTH": SIZE, ...}}, as in plan.json.')
+    return sizes
+
+
+def _network(
+    run: KeptRun, sizes: dict[str, int] | str, device: torch.device
+) -> tuple[Any, Callable[[Tensor], Tensor], netaugfx.Config | None]:
+    """The network, how to run it, and its config where that is not the base's."""
+    if sizes == "base":
+        base = base_of(run).to(device)
+        return base, base, None
+    wide = wide_of(run).to(device)
+    config = wide.at(wide.max_config if isinstance(sizes, str) else sizes).config
+    if config == wide.base_config:
+        return wide, wide, None
+    return wide, wide.at(config), config
+
+
+def _print(report: dict[str, Any], out: Path, name: str, as_json: bool, console: Console) -> None:
+    if as_json:
+        console.print_json(json.dumps(report))
+        return
+    table = Table(title=f"{report['run']}, {name}")
+    table.add_column("")
+    table.add_column("", justify="right")
+    shown = {key: report[key] for key in list(report)[4:]}
+    for line in readable(shown):
+        table.add_row(*line)
+    console.print(table)
+    console.print(f"{out / f'confusion-{name}.png'}", highlight=False, soft_wrap=True)

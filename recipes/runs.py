@@ -1,0 +1,129 @@
+"""Finished runs, opened again: their configuration, their base, their subnets."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import netaugfx
+from recipes.checkpoint import check_weights
+from recipes.config import TrainConfig
+from recipes.data import Data, load_data
+from recipes.distill_config import Distillation
+from recipes.errors import RunError
+from recipes.ingredients import example_images, fresh_model, with_what_learns
+
+
+@dataclass(frozen=True)
+class KeptRun:
+    """A run's directory, read. `described` is what config.json says about its data."""
+
+    path: Path
+    config: TrainConfig
+    described: dict[str, Any]
+
+
+def open_run(path: Path) -> KeptRun:
+    """Read the run that `path` holds.
+
+    Raises:
+        RunError: it holds none, or one of another version.
+    """
+    file = path / "config.json"
+    if not file.is_file():
+        raise RunError(f"{path} holds no run: there is no {file}.")
+    try:
+        held = json.loads(file.read_text())
+        given = dict(held["config"])
+        if given.get("distill"):
+            given["distill"] = Distillation.from_json(given["distill"])
+        known = {each.name for each in fields(TrainConfig)}
+        strange = sorted(given.keys() - known)
+        if strange:
+            raise RunError(f"{file} is of another version: it has {', '.join(strange)}.")
+        for name in ("kinds", "keep"):
+            if name in given:
+                given[name] = tuple(given[name])
+        return KeptRun(path, TrainConfig(**given), held["data"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise RunError(f"{file} does not read as a run's configuration ({error}).") from error
+
+
+def data_of(run: KeptRun, spec: str | None = None, *, download: bool = False) -> Data:
+    """The run's data, or those of `spec` read for its model."""
+    shape = {name: run.described[name] for name in ("num_classes", "channels", "image_size")}
+    return load_data(spec or run.config.data, **shape, download=download)
+
+
+def untrained(run: KeptRun) -> nn.Module:
+    """The run's model with fresh weights."""
+    shape = {name: run.described[name] for name in ("num_classes", "channels", "image_size")}
+    data = Data((), (), **shape)
+    model = fresh_model(run.config, data, pretrained=False)
+    return with_what_learns(model, run.config, example_images(data))
+
+
+def base_of(run: KeptRun) -> nn.Module:
+    """The network that the run trained, in eval mode.
+
+    Raises:
+        RunError: the run is not finished, or its weights are of another model.
+    """
+    path = run.path / "base.safetensors"
+    if not path.is_file():
+        raise RunError(f"{run.path} is not finished: there is no {path.name}. Add --resume to it.")
+    return with_weights(untrained(run), path)
+
+
+def with_weights(model: nn.Module, path: Path) -> nn.Module:
+    """Load a safetensors file into `model`, which is put in eval mode and returned.
+
+    Raises:
+        RunError: there is no such file, or it is one of another model.
+    """
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"{path} is no safetensors file ({error}).") from error
+    check_weights(path, weights, model)
+    model.load_state_dict(weights, strict=True)
+    return model.eval()
+
+
+def wide_of(run: KeptRun) -> netaugfx.WideModel:
+    """The wide model of a run, as its last checkpoint holds it, in eval mode.
+
+    Raises:
+        RunError: the run grew no widths, or has no checkpoint.
+    """
+    plan, checkpoint = run.path / "plan.json", run.path / "checkpoint.safetensors"
+    if not plan.is_file():
+        raise RunError(f"{run.path} grew no widths: only --config base is possible.")
+    if not checkpoint.is_file():
+        raise RunError(f"{run.path} has no checkpoint yet.")
+    channels, size = run.described["channels"], run.described["image_size"]
+    wide = netaugfx.widen(
+        untrained(run),
+        plan=netaugfx.Plan.from_json(plan.read_text()),
+        example_inputs=(torch.zeros(2, channels, size, size),),
+        verify=False,
+    )
+    prefix = "weights/"
+    try:
+        with safe_open(checkpoint, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+            weights: dict[str, Tensor] = {
+                name.removeprefix(prefix): file.get_tensor(name) for name in names
+            }
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"{checkpoint} is truncated or no checkpoint ({error}).") from error
+    check_weights(checkpoint, weights, wide)
+    wide.load_state_dict(weights, strict=True)
+    return wide.eval()
