@@ -129,14 +129,16 @@ class Var:
     Args:
         size: In the base.
         literal: Whether the source spells it out, so that another factor of a product had better grow.
+        given: Whether it is a width of a plan, which is not refined into a product.
     """
 
-    __slots__ = ("bound", "literal", "order", "reason", "size")
+    __slots__ = ("bound", "given", "literal", "order", "reason", "size")
     count = 0
 
-    def __init__(self, size: int, literal: bool = False) -> None:
+    def __init__(self, size: int, literal: bool = False, given: bool = False) -> None:
         self.size = size
         self.literal = literal
+        self.given = given
         self.bound: OpenAxis | None = None
         self.reason: str | None = None  # why it is pinned
         Var.count += 1
@@ -404,6 +406,11 @@ def _define(v: Var, segment: OpenSegment) -> None:
         return
     if v.reason is not None:
         pin((segment,), v.reason)
+    whole = [f for f in segment if isinstance(f, Var) and f.size == v.size]
+    if v.given and whole:  # times factors of size 1
+        pin((tuple(f for f in segment if f is not whole[0]),), ONE_FACTOR)
+        _bind(v, whole[0], "")
+        return
     v.bound = (segment,)
 
 

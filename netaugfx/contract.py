@@ -19,7 +19,7 @@ from .model import WideModel
 from .parts import WideParts, share
 from .plan import Config, Plan
 from .rewrite import Program, contract, replace_argument, rewrite
-from .rules import is_leaf, resize
+from .rules import is_leaf, layer_of, resize
 from .rules.norm import BATCH_NORM
 from .solve import where
 from .trace import trace
@@ -106,7 +106,7 @@ def extract(wide: WideModel, config: Mapping[str, int]) -> nn.Module:
         return copy.deepcopy(wide.base, memo)
     programs = both_modes(wide)
     why = next((found for p in programs if (found := _differs(p, wide, config))), None)
-    network = _resized(wide.base, _values(wide, config))
+    network = _resized(wide.base, _values(wide, config), programs[0], config)
     called = {
         p for p in programs[0].modules if any(True for _ in wide.base.get_submodule(p).buffers())
     }
@@ -147,7 +147,7 @@ def _holds(
 ) -> bool:
     """Return whether `graph`, traced anew in the mode of each program, gives the text of that program's graph."""
     for text, program in zip(texts, programs, strict=True):
-        network = _resized(program.traced.root, _sized(wide.plan, config))
+        network = _resized(program.traced.root, _sized(wide.plan, config), program, config)
         _with_modules(contract(program, config, wide.plan), network)
         module = _module(network, program, copy.deepcopy(graph))
         inputs = [torch.empty_like(t, device="meta") for t in program.traced.inputs.tensors]
@@ -168,7 +168,7 @@ def _guard(graph: fx.Graph, program: Program, plan: Plan, config: Config) -> Non
     """
     inputs = [torch.empty_like(t, device="meta") for t in program.traced.inputs.tensors]
     sized = _module(
-        _resized(program.traced.root, _sized(plan, config)),
+        _resized(program.traced.root, _sized(plan, config), program, config),
         program,
         contract(program, config, plan),
     )
@@ -210,13 +210,20 @@ def _numbers(
 
 
 def _numbered(graph: fx.Graph) -> list[str]:
-    """Return the nodes as text, one naming another by its number."""
-    number = {n: i for i, n in enumerate(graph.nodes)}
-    return [
-        f"{n.op} {n.target} "
-        + str(fx.node.map_arg((n.args, dict(n.kwargs)), lambda m: ("node", number[m])))
-        for n in graph.nodes
-    ]
+    """Return the nodes as text, one naming another by its number; what Python alone read is left out."""
+    live: dict[fx.Node, None] = {}
+    for n in reversed(graph.nodes):
+        python = getattr(n.target, "__module__", "") in ("_operator", "builtins", "math")
+        value = n.meta.get("val")
+        if not python or value is None or isinstance(value, Tensor) or live.keys() & n.users.keys():
+            live[n] = None
+    order = [n for n in reversed(live) if n.op != "get_attr"]  # read anywhere, it is the same
+    number = {n: i for i, n in enumerate(order)}
+
+    def named(n: fx.Node) -> tuple[str, Any]:
+        return ("get", n.target) if n.op == "get_attr" else ("node", number[n])
+
+    return [f"{n.op} {n.target} {fx.node.map_arg((n.args, dict(n.kwargs)), named)}" for n in order]
 
 
 NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
@@ -338,7 +345,9 @@ def _sized(plan: Plan, config: Config) -> Callable[[str, Tensor], Tensor]:
     return value
 
 
-def _resized(root: nn.Module, value: Callable[[str, Tensor], Tensor]) -> nn.Module:
+def _resized(
+    root: nn.Module, value: Callable[[str, Tensor], Tensor], program: Program, config: Config
+) -> nn.Module:
     """Return a copy of `root` with other tensors, and with the numbers of its layers set to their shapes."""
     memo: dict[int, Any] = {}
     for name, p in root.named_parameters():
@@ -348,6 +357,18 @@ def _resized(root: nn.Module, value: Callable[[str, Tensor], Tensor]) -> nn.Modu
     made = copy.deepcopy(root, memo)
     for m in made.modules():
         resize(m)
+    for (
+        node,
+        call,
+    ) in program.typing.calls.items():  # shapes do not tell more groups from wider ones
+        path = str(node.target)
+        layer = layer_of(made.get_submodule(path))
+        if layer is not None and layer.groups is not None:
+            name, at = layer.groups
+            axis = call.counts.get((at,))
+            n = getattr(root.get_submodule(path), name) if axis is None else size(axis, config)
+            setattr(made.get_submodule(path), name, n)
+            resize(made.get_submodule(path))
     return made
 
 
@@ -355,7 +376,7 @@ def _differs(program: Program, wide: WideModel, config: Config) -> str | None:
     """Return why the model's own class, with wider layers, would not compute the subnet; None where it does."""
     inputs = program.traced.inputs
     args, kwargs = inputs.rebuild([torch.empty_like(t, device="meta") for t in inputs.tensors])
-    resized = _resized(program.traced.root, _sized(wide.plan, config))
+    resized = _resized(program.traced.root, _sized(wide.plan, config), program, config)
     try:
         traced = trace(resized, args, kwargs, is_leaf=is_leaf, opaque=program.traced.opaque)
     except (NetAugFXError, RuntimeError) as error:

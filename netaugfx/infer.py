@@ -50,13 +50,14 @@ def infer(
     """
     solver = Solver(traces[0].root, plan)
     typings = [solver.graph(traced) for traced in traces]
-    solver.keep_numbers()
     if plan is not None:
+        solver.keep_numbers()
         solver.check()
         names = {v: name for name, v in solver.seeds.items()}
         return plan, [_named(typing, names) for typing in typings]
     solver.require_makers()
     solver.choose()
+    solver.keep_numbers()
     solver.keep(keep, traces[0].root)
     names = solver.names()
     by_name = {name: v for v, name in names.items()}
@@ -143,11 +144,14 @@ def _named(typing: Typing, names: Mapping[Var, str]) -> Typing:
         named = {path: name(axis) for path, axis in counts.items()}
         return {p: a for p, a in named.items() if any(isinstance(f, str) for s in a for f in s)}
 
+    def widths(axis: OpenAxis) -> bool:
+        return any(isinstance(f, str) for s in name(axis) for f in s)
+
     def numbers(found: Mapping[Path, Any]) -> dict[Path, Any]:
         return {
             path: value
             for path, (value, axes) in found.items()
-            if any(isinstance(f, str) for axis in axes for s in name(axis) for f in s)
+            if any(widths(axis) for axis in axes)
         }
 
     def call(c: Call) -> Call:
@@ -158,7 +162,7 @@ def _named(typing: Typing, names: Mapping[Var, str]) -> Typing:
         axes={node: tree(axes) for node, axes in typing.axes.items()},
         counts={n: e for n, counts in typing.counts.items() if (e := elastic(counts))},
         calls={node: call(c) for node, c in typing.calls.items()},
-        mixed=set(typing.mixed),
+        mixed={n for n, axes in typing.mixing.items() if any(widths(axis) for axis in axes)},
         extra=dict(typing.extra),
         numbers={node: kept for node, n in typing.numbers.items() if (kept := numbers(n))},
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map
@@ -33,6 +34,7 @@ from .trace import Traced
 
 READS: frozenset[Any] = frozenset({operator.getitem, "size", getattr})
 OUTPUT = "it is an output of the network"
+LAYERS_OWN = {"weight", "bias", "in_proj_weight", "in_proj_bias", "running_mean", "running_var"}
 FEW = 16  # segments; a pinned axis of more of them is listed as one
 HARMLESS = {
     "size",
@@ -57,6 +59,7 @@ class Typing:
         counts: Node -> which of its arguments are channel counts, and of which axis.
         calls: Node of a layer with Parameters -> the functions that it stands for.
         mixed: Nodes whose result depends on all channels, new ones included (a norm over channels).
+        mixing: Node -> the axes that it would mix, while it is not yet known which of them grow.
         extra: Node -> keyword arguments that subnets add (the base's scale of an attention).
         numbers: Node -> which of its arguments are computed from channel counts but are no lengths, with the base's
             values, which subnets keep (`q / math.sqrt(q.shape[-1])`).
@@ -66,6 +69,7 @@ class Typing:
     counts: dict[fx.Node, dict[Path, Axis]] = field(default_factory=dict)
     calls: dict[fx.Node, Call] = field(default_factory=dict)
     mixed: set[fx.Node] = field(default_factory=set)
+    mixing: dict[fx.Node, list[OpenAxis]] = field(default_factory=dict)
     extra: dict[fx.Node, dict[str, Any]] = field(default_factory=dict)
     numbers: dict[fx.Node, dict[Path, Any]] = field(default_factory=dict)
 
@@ -83,11 +87,12 @@ class Solver:
             self.first.setdefault(id(tensor), name)
         self.root = root
         self.plan = plan
-        self.seeds = {w.name: Var(w.base) for w in plan.widths} if plan else {}
+        self.seeds = {w.name: Var(w.base, given=True) for w in plan.widths} if plan else {}
         self.parameters: dict[str, tuple[OpenAxis, ...]] = {}
         self.summed: dict[str, set[int]] = {}
+        self.summed_factors: list[tuple[str, int, OpenAxis]] = []
         self.fills: dict[str, float] = {}
-        self.weights: dict[tuple[str, int], OpenAxis] = {}
+        self.weights: dict[str, OpenAxis] = {}  # of convolution and linear layers: output channels
         self.touched: list[tuple[str, OpenAxis]] = []
         self.ordered: list[OpenAxis] = []
         self.numbers: list[tuple[str, list[OpenAxis]]] = []
@@ -101,9 +106,9 @@ class Solver:
         name = self.first.get(id(tensor), name)
         if name not in self.parameters:
             if self.plan is None:
-                kernel = self._kernel(name)
+                plain = self._plain_axes(name, tensor)
                 self.parameters[name] = tuple(
-                    fixed(n) if i in kernel else free(n) for i, n in enumerate(tensor.shape)
+                    fixed(n) if i in plain else free(n) for i, n in enumerate(tensor.shape)
                 )
             else:
                 axes = self.plan.axes.get(name)
@@ -125,13 +130,17 @@ class Solver:
                 return room[leaf]
         return None
 
-    def _kernel(self, name: str) -> range:
-        """Return the axes of a convolution's weight that are its kernel's extent, and so no widths."""
+    def _plain_axes(self, name: str, tensor: Tensor) -> set[int]:
+        """Return the axes that are no widths: a kernel's extent, a length of 1 meant to be repeated, an index's."""
         path, _, leaf = name.rpartition(".")
+        if not tensor.is_floating_point() and tensor.dtype != torch.bool:  # an index into something
+            return set(range(tensor.dim()))
         m = self.root.get_submodule(path)
         if leaf == "weight" and isinstance(m, nn.modules.conv._ConvNd):
-            return range(2, 2 + len(m.kernel_size))
-        return range(0)
+            return set(range(2, tensor.dim()))
+        if leaf in LAYERS_OWN:
+            return set()
+        return {i for i, n in enumerate(tensor.shape) if n == 1}
 
     def _seeded(self, axis: Axis) -> OpenAxis:
         return tuple(
@@ -269,16 +278,17 @@ class Solver:
                 extra = [t for n in mine if (t := op.parameter(n)) is not None]
             self._pin([*op.tensors, *extra], f"{op.where} {why}")
             return _plain(value), {}
-        if op.mixes:
-            typing.mixed.add(node)
+        typing.mixing.setdefault(node, []).extend(op.mixing)
         self.ordered += op.in_order
         if op.extra:
             typing.extra[node] = op.extra
-        for name, axis in op.summed:
-            self.summed.setdefault(name, set()).add(axis)
+        for name, axis, of in op.summed:
+            if of is None:
+                self.summed.setdefault(name, set()).add(axis)
+            else:
+                self.summed_factors.append((name, axis, of))
         self.fills.update(op.filled)
-        for weight, axis in op.layers:
-            self.weights[weight.name or node.name, axis] = weight.axes[axis]
+        self.weights.update({name or f"computed for {node.name}": a for name, a in op.layers})
         for path in op.numbers:
             source = _argument(node, path)
             if isinstance(source, fx.Node) and isinstance(source.meta["val"], int | float):
@@ -377,6 +387,9 @@ class Solver:
         """Let one factor of every product grow."""
         here = [axis for axes in self.parameters.values() for axis in axes]
         choose([*here, *dict.fromkeys(axis for _, axis in self.touched)])
+        for name, axis, of in self.summed_factors:
+            if elastic(of):
+                self.summed.setdefault(name, set()).add(axis)
 
     def names(self) -> dict[Var, str]:
         """Name every variable after the first layer that has it, with an index where that layer has several."""
@@ -385,8 +398,11 @@ class Solver:
             owner = parameter.rpartition(".")[0] or parameter
             for i, axis in enumerate(axes):
                 distinct = list(dict.fromkeys(variables(resolve(axis))))
-                if len(distinct) > 1:  # the factors that stay are no width of this layer
-                    distinct = [v for v in distinct if v.reason != ONE_FACTOR]
+                taken_in = i in self.summed.get(parameter, ())
+                if (
+                    len(distinct) > 1 or taken_in
+                ):  # the factors that stay are no width of this layer
+                    distinct = [v for v in distinct if not _stays(v, axis)]
                 if len(distinct) > FEW and all(v.reason for v in distinct):
                     distinct = distinct[
                         :1
@@ -615,3 +631,9 @@ def _common(a: list[str], b: list[str]) -> list[str]:
 def _container(module: nn.Module) -> bool:
     forward = type(module).forward
     return forward is nn.Sequential.forward or forward is nn.Module.forward
+
+
+def _stays(v: Var, axis: OpenAxis) -> bool:
+    """Return whether `v` is a factor of a product in `axis` whose width is another factor's."""
+    alone = any(variables((segment,)) == [v] for segment in resolve(axis))
+    return v.reason == ONE_FACTOR or (v.reason is not None and v.size == 1 and not alone)

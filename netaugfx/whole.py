@@ -52,7 +52,8 @@ def _plain(module: nn.Module) -> bool:
 
 def _collapse(graph: fx.Graph, path: str, program: Program) -> bool:
     """Replace the operators of every call of the module at `path` by that call; return whether that can be."""
-    counted = {n.name for n in (*program.typing.counts, *program.typing.extra)}
+    typing = program.typing
+    counted = {n.name for n in (*typing.counts, *typing.extra, *typing.numbers)}
     for nodes in list(_runs(graph, path)):
         inside = set(nodes)
         given = {m: None for n in nodes for m in n.all_input_nodes if m not in inside}

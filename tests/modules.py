@@ -486,6 +486,53 @@ class LayerScale(nn.Module):
         return x * self.gamma
 
 
+class PixelAttention(nn.Module):
+    """Torch's multi-head attention over the pixels, one head for each channel that the count allows."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(channels, heads, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).mT
+        tokens, _ = self.attention(tokens, tokens, tokens, need_weights=False)
+        return x + tokens.mT.unflatten(2, x.shape[2:])
+
+
+class WrittenOver(nn.Module):
+    """Some channels are written over others, and some values over all."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * 2
+        y[:, : self.count] = x[:, : self.count].relu()
+        y[..., 0] = 0.5
+        return y
+
+
+class InParts(nn.Module):
+    """Cut at literal places, the parts put together in another order."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.first = first
+
+    def forward(self, x: Tensor) -> Tensor:
+        head, tail = x.tensor_split([self.first], dim=1)
+        return torch.cat([tail, x.narrow(1, 0, self.first).tanh(), head], 1)
+
+
+def over_root_of_count(x: Tensor) -> Tensor:
+    return x / math.sqrt(x.shape[1])
+
+
+def cosine_gate(x: Tensor) -> Tensor:
+    return x * F.cosine_similarity(x, x.roll(1, 2), dim=1)[:, None]
+
+
 class ChannelMeanGate(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(x.mean(1, keepdim=True))

@@ -6,6 +6,7 @@ operators the library widens, `WIDE` those that it must at least never widen wro
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -719,6 +720,64 @@ class Parametrised(nn.Module):
         return self.head(F.relu(self.mix(F.relu(self.conv(x)))).mean((2, 3)))
 
 
+class Transformer(nn.Module):
+    """Torch's own attention over patches and a class token, with the table of biases that Swin has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 6, 4, stride=4)
+        self.token = nn.Parameter(torch.randn(1, 1, 6))
+        self.positions = nn.Parameter(torch.randn(1, 5, 6))
+        self.norm = nn.LayerNorm(6)
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.layer = nn.TransformerEncoderLayer(6, 2, 8, batch_first=True)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).reshape(x.shape[0], 6, 4).permute(0, 2, 1)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1) + self.positions
+        y = self.norm(x)
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        return self.head(self.layer(x)[:, 0])
+
+
+class AttentionByHand(nn.Module):
+    """Scores over the root of a width that is read from a shape; biases from a table by an index."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 4, stride=4)
+        self.query, self.key, self.value = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(4, 5)
+        self.table = nn.Parameter(torch.randn(7, 2))
+        self.register_buffer("index", torch.arange(16).remainder(7).view(4, 4))
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).flatten(2).mT
+        q, k = self.query(x), self.key(x)
+        scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+        scores = scores + self.table[self.index].sum(-1)
+        return self.head((scores.softmax(-1) @ self.value(x)).mean(1))
+
+
+class PoolingUndone(nn.Module):
+    """An encoder and decoder that shares the places of the maxima (SegNet), its norms with running statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, 5, 3, padding=1)
+        self.norm = nn.InstanceNorm2d(5, affine=True, track_running_stats=True)
+        self.pool, self.unpool = nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2)
+        self.middle = nn.Conv2d(5, 5, 1)
+        self.up = nn.Conv2d(5, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, places = self.pool(F.relu(self.norm(self.down(x))))
+        x = self.middle(x)
+        x[:, :2] += 1.0
+        return self.up(self.unpool(x, places))
+
+
 class OldWeightNorm(nn.Module):
     """The old-style weight norm, which cannot be deep-copied once it has run."""
 
@@ -887,6 +946,9 @@ WIDE = (
     Case("self weighted", SelfWeighted, other=11, core=False, mixes=True),
     Case("literal heads", LiteralHeads, other=10, core=False, mixes=True),
     Case("channel conv", ChannelConv, other=11, core=False, mixes=True),
+    Case("transformer", Transformer, core=False, mixes=True),
+    Case("attention by hand", AttentionByHand, core=False, mixes=True),
+    Case("pooling undone", PoolingUndone, other=10, core=False),
     Case("parametrised", Parametrised, other=11, core=False),
     Case("raw parameters", RawParameters, other=11, core=False),
 )

@@ -16,6 +16,7 @@ import timm.layers
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from tests import modules
 
@@ -592,6 +593,38 @@ class Affine(Step):
         return modules.LayerScale(site.channels, site.rank), site.to()
 
 
+@dataclass(frozen=True, repr=False)
+class Rare(Step):
+    """What few networks have, each with a rule of its own."""
+
+    kind: str = "in parts"
+    count: int = 1
+
+    def build(self, site: Site) -> Built:
+        count = min(self.count, site.channels)
+        if self.kind == "in parts":
+            if count == site.channels:
+                return nn.Identity(), site
+            return modules.InParts(count), site.to(site.channels + count)
+        if self.kind == "attention":
+            return modules.PixelAttention(site.channels, math.gcd(count, site.channels)), site.to()
+        if self.kind == "running instance norm":
+            if math.prod(site.space) == 1:
+                return nn.Identity(), site
+            norm = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}[site.rank]
+            return norm(site.channels, track_running_stats=True), site.to()
+        if self.kind == "weight norm":
+            conv, after = convolution(site, count, 3, 1, 1, "same", "zeros", True, 1)
+            return parametrizations.weight_norm(conv), after
+        layers: dict[str, modules.Step] = {
+            "local response norm": nn.LocalResponseNorm(3),
+            "written over": modules.WrittenOver(count),
+            "root of count": modules.over_root_of_count,
+            "cosine gate": modules.cosine_gate,
+        }
+        return layers[self.kind], site.to()
+
+
 # ---------------------------------------------------------------- heads and whole networks
 
 
@@ -681,7 +714,8 @@ class NetworkSpec(Spec):
     @property
     def core(self) -> bool:
         """Inference alone must get it right."""
-        return not self._has("Grouped", "Shuffle", "Gated", "Split", "Slice", "GroupNorm", "Affine")
+        words = ("Grouped", "Shuffle", "Gated", "Split", "Slice", "GroupNorm", "Affine", "Rare")
+        return not self._has(*words)
 
     @property
     def large(self) -> bool:
@@ -691,7 +725,8 @@ class NetworkSpec(Spec):
     def mixes(self) -> bool:
         """Some operator mixes channels otherwise than by a weight: containment needs it restricted."""
         kinds = ("softmax", "cumsum", "layer_standardise", "layer norm", "mean gate")
-        return self._has("GroupNorm", *map(repr, kinds))
+        rare = ("attention", "weight norm", "local response norm", "cosine gate")
+        return self._has("GroupNorm", *map(repr, (*kinds, *rare)))
 
     def _has(self, *words: str) -> bool:
         return any(word in repr(self) for word in words)
@@ -742,6 +777,10 @@ class NetworkSpec(Spec):
 
 # ---------------------------------------------------------------- strategies
 
+RARE = (
+    *("in parts", "written over", "root of count", "running instance norm", "weight norm"),
+    *("attention", "local response norm", "cosine gate"),
+)
 few = st.integers(1, 6)
 acts = st.sampled_from(sorted(modules.ACTIVATIONS, key=lambda name: (name != "ReLU", name)))
 any_acts = st.sampled_from(
@@ -849,6 +888,7 @@ wide_steps = st.one_of(
     st.builds(Gated, how=st.sampled_from(["chunk", "split", "slice", "glu"])),
     st.builds(Slice, count=few),
     st.builds(GroupNorm, groups=st.integers(1, 3)),
+    st.builds(Rare, kind=st.sampled_from(RARE), count=st.integers(1, 3)),
     st.builds(
         Affine,
         kind=st.sampled_from(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import netaugfx
+from tests.networks import CASES
 
 X = torch.randn(2, 3, 32, 32)
 
@@ -119,6 +120,21 @@ def test_layers_with_weight_norm_are_extracted_as_they_are() -> None:
     assert isinstance(network, Normed)
     assert (network.a.out_channels, network.b.groups, network.head.in_features) == (24, 24, 24)
     assert torch.allclose(network(X), wide.at(wide.max_config)(X), atol=1e-6)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_a_transformer_is_extracted_in_both_modes(train: bool) -> None:
+    case = next(c for c in CASES if c.name == "transformer")
+    wide = netaugfx.widen(case.build().train(train), example_inputs=case.inputs())
+    assert {w.name: w.kind for w in wide.widths.values()} == {
+        "patches": "stream",
+        "attention": "inner",
+        "layer.self_attn": "inner",
+        "layer.linear1": "inner",
+    }
+    network = netaugfx.extract(wide, wide.max_config).eval()
+    x = case.inputs()
+    assert torch.allclose(network(*x), wide.eval().at(wide.max_config)(*x), atol=1e-5)
 
 
 def test_layers_whose_weight_has_a_state_are_named() -> None:

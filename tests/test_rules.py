@@ -179,6 +179,20 @@ class CrossAttention(nn.Module):
         return out
 
 
+class Halves(nn.Module):
+    """Around a layer with two groups, which something else keeps at two."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        halves = x.view(x.shape[0], 2, -1, *x.shape[2:])
+        first, second = halves[:, 0], halves[:, 1]
+        y: Tensor = self.layer(torch.cat([first + second, first * second], 1))
+        return y
+
+
 class Eca(nn.Module):
     """A gate from a convolution along the channels."""
 
@@ -206,6 +220,9 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
     "batch norm": (nn.BatchNorm2d(6), (X,), 1),
     "normalize": (lambda x: F.normalize(x, dim=1), (X,), 1),
     "grouped convolution": (nn.Conv2d(6, 9, 3, groups=3), (X,), 1),
+    "groups of a fixed number": (made(Halves(nn.Conv2d(6, 4, 3, groups=2))), (X,), 1),
+    "groups of a fixed number, transposed": (made(Halves(nn.ConvTranspose2d(6, 4, 2, groups=2))), (X,), 1),
+    "norm over a fixed number of groups": (made(Halves(nn.GroupNorm(2, 6))), (X,), 1),
     "depthwise, multiplier 2": (nn.Conv2d(6, 12, 3, groups=6), (X,), 1),
     "transposed convolution": (nn.ConvTranspose2d(6, 4, 2, 2), (X,), 1),
     "transposed, depthwise": (nn.ConvTranspose2d(6, 6, 2, 2, groups=6), (X,), 1),
@@ -361,7 +378,7 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
 # what stays beside what grows
 BESIDE = {
     "eca": ("merges it with another elastic axis",),
-    "flatten two": ("only one factor of a product can grow",),
+    "flatten two": ("it multiplies another width",),
     "diff": ("begins with its first element",),
     "diff of two": ("begins with its first element",),
     "one channel, expanded": ("expand() repeats it",),

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..axes import OpenAxis, Var, elastic, fixed, resolve, times
+from ..axes import OpenAxis, Var, elastic, fixed, free, resolve, times
 from .op import Call, Op, Ref, Typed
 from .registry import layer, register_rule
 
@@ -18,7 +18,11 @@ CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 @register_rule(torch.conv1d, torch.conv2d, torch.conv3d, F.conv1d, F.conv2d, F.conv3d)
 def convolution(op: Op) -> tuple[OpenAxis, ...]:
-    """Dense: axis 1 of the weight is the input's channels. Depthwise: axis 0 is the input's channels times m."""
+    """Dense: axis 1 of the weight is the input's channels. Depthwise: axis 0 is the input's channels times m.
+
+    Grouped: inputs are groups x a, outputs groups x b, and axis 1 of the weight is a. The number of groups grows, or,
+    where something else fixes it, a and b do.
+    """
     a = op.bind(*CONV, groups=1)
     x, weight, bias, groups = a["input"], a["weight"], a["bias"], int(a["groups"])
     rank = len(weight.axes) - 2
@@ -34,15 +38,22 @@ def convolution(op: Op) -> tuple[OpenAxis, ...]:
         op.settle(weight.axes[1])
         op.count(op.path("groups", *CONV), channels)
     else:
-        number = Var(groups)
-        op.unify(channels, ((number, inputs // groups),))
-        op.unify(weight.axes[0], ((number, outputs // groups),))
-        op.settle(weight.axes[1])
-        op.count(op.path("groups", *CONV), ((number,),))
+        number, first, second = _groups(groups, inputs // groups, outputs // groups)
+        op.unify(channels, ((*number[0], *first[0]),))
+        op.unify(weight.axes[0], ((*number[0], *second[0]),))
+        op.unify(first, weight.axes[1])
+        op.contracted(weight, 1)
+        op.count(op.path("groups", *CONV), number)
     if bias is not None:
         op.unify(weight.axes[0], bias.axes[0])
     op.layer(weight)
     return (*x.axes[:channel], resolve(weight.axes[0]), *_slide(op, x, channel + 1))
+
+
+def _groups(number: int, *each: int) -> tuple[OpenAxis, OpenAxis, OpenAxis]:
+    """Return the number of groups, which had better grow, and their widths in and out; a width of 1 stays."""
+    first, second = (((Var(n, literal=True),),) if n > 1 else fixed(1) for n in each)
+    return free(number), first, second
 
 
 def _slide(op: Op, x: Typed, first: int) -> list[OpenAxis]:
@@ -82,13 +93,12 @@ def _resize_convolution(module: nn.Module, tensors: Mapping[str, Tensor]) -> Non
     if "weight" not in tensors:
         return
     outputs, inputs = tensors["weight"].shape[:2]
-    m.groups = (
-        outputs // (m.out_channels // m.groups) if m.groups > 1 else 1
-    )  # groups keep their width
+    if m.groups > 1 and inputs == m.in_channels // m.groups:  # groups keep their width
+        m.groups = outputs // (m.out_channels // m.groups)
     m.out_channels, m.in_channels = outputs, inputs * m.groups
 
 
-@layer(nn.Conv1d, nn.Conv2d, nn.Conv3d, resize=_resize_convolution)
+@layer(nn.Conv1d, nn.Conv2d, nn.Conv3d, resize=_resize_convolution, groups=("groups", 6))
 def lower_convolution(m: Any, x: Typed) -> Call:
     """Padding other than with zeros is an operator of its own."""
     function = (F.conv1d, F.conv2d, F.conv3d)[len(m.kernel_size) - 1]
@@ -146,12 +156,13 @@ def transposed_convolution(op: Op) -> tuple[OpenAxis, ...]:
         outputs = weight.axes[1]
         op.layer(weight, 1)
     else:
-        number = Var(groups)
-        op.unify(x.axes[channel], ((number, inputs // groups),))
+        number, first, second = _groups(groups, inputs // groups, each)
+        op.unify(x.axes[channel], ((*number[0], *first[0]),))
         op.unify(x.axes[channel], weight.axes[0])
-        op.settle(weight.axes[1])
-        op.count(at, ((number,),))
-        outputs = times(1, ((number,),), each)
+        op.unify(second, weight.axes[1])
+        op.contracted(weight, 0, of=first)
+        op.count(at, number)
+        outputs = ((*number[0], *second[0]),)
     if bias is not None:
         op.unify(outputs, bias.axes[0])
     space = tuple(fixed(n) for n in op.result.shape[channel + 1 :])
@@ -162,11 +173,18 @@ def _resize_transposed(module: nn.Module, tensors: Mapping[str, Tensor]) -> None
     m: Any = module
     if "weight" in tensors:
         inputs, each = tensors["weight"].shape[:2]
-        m.groups = inputs // (m.in_channels // m.groups) if m.groups > 1 else 1
+        if m.groups > 1 and each == m.out_channels // m.groups:
+            m.groups = inputs // (m.in_channels // m.groups)
         m.in_channels, m.out_channels = inputs, each * m.groups
 
 
-@layer(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, resize=_resize_transposed)
+@layer(
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    resize=_resize_transposed,
+    groups=("groups", 6),
+)
 def lower_transposed(m: Any, x: Typed, output_size: Any = None) -> Call:
     """A transposed convolution is `F.conv_transpose*`."""
     rank = len(m.kernel_size)

@@ -91,7 +91,7 @@ def index(op: Op) -> tuple[OpenAxis, ...]:
                 _picked(op, x, d, "picks channels of it by their numbers")
             if by_list:
                 places.append(k)
-                picks.append(_indices(op, item))
+                picks.append(_indices(item))
                 at = len(axes) if len(places) == 1 else at
             d += 1
     axes += x.axes[d:]
@@ -106,10 +106,8 @@ def _tensor(item: Any) -> bool:
     return isinstance(item, Typed)
 
 
-def _indices(op: Op, item: Any) -> Typed:
+def _indices(item: Any) -> Typed:
     if isinstance(item, Typed):
-        if item.name is not None:  # a table of numbers in a buffer
-            op.settle(*item.axes)
         return item
     value = torch.empty(torch.tensor(item, device="cpu").shape, device="meta")
     return Typed(value, tuple(fixed(n) for n in value.shape))
@@ -317,7 +315,7 @@ def embedding(op: Op) -> tuple[OpenAxis, ...]:
     x, weight = a["input"], a["weight"]
     if a["max_norm"] is not None:
         raise NoRule("rescales its weight in place (max_norm)")
-    op.settle(weight.axes[0], *(x.axes if x.name is not None else ()))
+    op.settle(weight.axes[0])
     return (*x.axes, weight.axes[1])
 
 
@@ -325,10 +323,10 @@ def embedding(op: Op) -> tuple[OpenAxis, ...]:
 def embedding_bag(op: Op) -> tuple[OpenAxis, ...]:
     """Rows of a table, added up, averaged or compared."""
     a = op.bind("input", "weight", "offsets", "max_norm")
-    x, weight = a["input"], a["weight"]
+    weight = a["weight"]
     if a["max_norm"] is not None:
         raise NoRule("rescales its weight in place (max_norm)")
-    op.settle(weight.axes[0], *(x.axes if x.name is not None else ()))
+    op.settle(weight.axes[0])
     return (fixed(op.result.shape[0]), weight.axes[1])
 
 

@@ -112,7 +112,7 @@ GROUP_NORM = ("input", "num_groups", "weight", "bias", "eps")
 
 @register_rule(F.group_norm, torch.group_norm)
 def group_norm(op: Op) -> tuple[OpenAxis, ...]:
-    """Several groups: their number grows, so that base groups see base channels alone. One group mixes all."""
+    """Several groups: their number grows, so that base groups see base channels alone; else they mix, as one does."""
     a = op.bind(*GROUP_NORM)
     x, groups = a["input"], int(a["num_groups"])
     channels = x.axes[1]
@@ -123,8 +123,9 @@ def group_norm(op: Op) -> tuple[OpenAxis, ...]:
     if groups == 1:
         op.mixed(channels)
     elif elastic(channels):
-        number = Var(groups)
-        op.unify(channels, ((number, x.value.shape[1] // groups),))
+        number, width = Var(groups), Var(x.value.shape[1] // groups, literal=True)
+        op.unify(channels, ((number, width),))
+        op.mixed(((width,),))
         op.count(op.path("num_groups", *GROUP_NORM), ((number,),))
     return (x.axes[0], resolve(channels), *x.axes[2:])
 
@@ -137,7 +138,7 @@ def _resize_group_norm(module: nn.Module, tensors: Mapping[str, Tensor]) -> None
         m.num_channels = channels
 
 
-@layer(nn.GroupNorm, resize=_resize_group_norm)
+@layer(nn.GroupNorm, resize=_resize_group_norm, groups=("num_groups", 1))
 def lower_group_norm(m: Any, x: Typed) -> Call:
     """A group norm is `F.group_norm`."""
     return Call(F.group_norm, (x, m.num_groups, Ref("weight"), Ref("bias"), m.eps))

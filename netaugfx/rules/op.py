@@ -85,10 +85,10 @@ class Op:
         self.lengths = lengths  # arguments that are the length of one axis of some tensor
         self.counts: dict[Path, OpenAxis] = {}
         self.numbers: list[Path] = []
-        self.summed: list[tuple[str, int]] = []
+        self.summed: list[tuple[str, int, OpenAxis | None]] = []
         self.filled: dict[str, float] = {}
-        self.layers: list[tuple[Typed, int]] = []
-        self.mixes = False
+        self.layers: list[tuple[str | None, OpenAxis]] = []
+        self.mixing: list[OpenAxis] = []
         self.in_order: list[OpenAxis] = []
         self.extra: dict[str, Any] = {}
         self._parameter = parameter
@@ -134,7 +134,9 @@ class Op:
 
     def unify(self, a: OpenAxis, b: OpenAxis) -> None:
         """Say that `a` and `b` are the same channels."""
-        unify(a, b, f"{self.where} combines it with {_fault(a, b)}")
+        why = f"{self.where} combines it with {_fault(a, b)}"
+        _, again, cause = why.partition(f", since {self.where} ")
+        unify(a, b, f"{self.where} {cause}" if again else why)
 
     def pin(self, *axes: OpenAxis, why: str = "") -> None:
         """Say that `axes` cannot grow."""
@@ -169,10 +171,10 @@ class Op:
         """
         self.numbers.append(path)
 
-    def contracted(self, tensor: Typed, axis: int) -> None:
-        """Say that the result sums over this axis of a Parameter."""
+    def contracted(self, tensor: Typed, axis: int, of: OpenAxis | None = None) -> None:
+        """Say that the result sums over this axis of a Parameter; over the factor `of` it alone, where given."""
         if tensor.name is not None:
-            self.summed.append((tensor.name, axis))
+            self.summed.append((tensor.name, axis, of))
         else:  # no block of a weight that is computed from others can be told apart
             self.mixed(tensor.axes[axis])
 
@@ -183,15 +185,14 @@ class Op:
 
     def layer(self, weight: Typed, axis: int = 0) -> None:
         """Say that this is a convolution or linear layer with output channels on this axis of `weight`."""
-        self.layers.append((weight, axis))
+        self.layers.append((weight.name, weight.axes[axis]))
 
     def mixed(self, *axes: OpenAxis) -> None:
         """Say that every element of the result depends on all elements of these axes, new ones included.
 
         Law 4 then holds for the operator restricted to base channels (a mean or a norm over channels, say).
         """
-        if any(elastic(axis) for axis in axes):
-            self.mixes = True
+        self.mixing += axes
 
     def ordered(self, axis: OpenAxis) -> None:
         """Say that the order of the channels along `axis` matters: each is combined with its neighbours."""

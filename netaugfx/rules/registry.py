@@ -24,10 +24,17 @@ Resizing = Callable[[nn.Module, Mapping[str, Tensor]], None]
 
 @dataclass(frozen=True)
 class Layer:
-    """How a module with Parameters is written as a function of them, and how its own numbers follow their shapes."""
+    """How a module with Parameters is written as a function of them, and how its own numbers follow their shapes.
+
+    Args (fields):
+        lower: Module and arguments -> the call that it stands for.
+        resize: Sets the module's numbers to its tensors' shapes.
+        groups: The module's attribute that is its number of groups, and which argument of the call that is.
+    """
 
     lower: Lowering
     resize: Resizing
+    groups: tuple[str, int] | None = None
 
 
 _rules: dict[Any, Rule] = {}
@@ -62,12 +69,14 @@ def register_rule(*targets: Any) -> Callable[[Rule], Rule]:
     return register
 
 
-def layer(*classes: type[nn.Module], resize: Resizing) -> Callable[[Lowering], Lowering]:
+def layer(
+    *classes: type[nn.Module], resize: Resizing, groups: tuple[str, int] | None = None
+) -> Callable[[Lowering], Lowering]:
     """Teach a module class with Parameters by a function `lower(module, *args) -> Call`."""
 
     def register(lower: Lowering) -> Lowering:
         for cls in classes:
-            _layers[cls] = Layer(lower, resize)
+            _layers[cls] = Layer(lower, resize, groups)
         return lower
 
     return register
