@@ -21,7 +21,8 @@ class LiteResidual(nn.Module):
 
     Args:
         block: a module of one tensor (N, in_channels, H, W).
-        in_channels, out_channels: of the block.
+        in_channels: of the block.
+        out_channels: of the block.
         stride: of the block, in pixels.
     """
 
