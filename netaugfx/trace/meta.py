@@ -161,7 +161,13 @@ def compute(
 def on_meta(value: Any) -> Any:
     """The value with every tensor on the meta device."""
     if isinstance(value, Tensor):
-        return value if value.device.type == "meta" else to_meta(value)
+        if value.device.type == "meta":
+            return value
+        meta = to_meta(value)
+        computed = value.requires_grad and not value.is_leaf
+        return (
+            meta.clone() if computed else meta
+        )  # in-place operators may write to what was computed
     if isinstance(value, (tuple, list, dict)) and not isinstance(value, torch.Size):
         return pytree.tree_map_only(Tensor, on_meta, value)
     return value

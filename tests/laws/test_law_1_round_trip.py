@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from torch import nn
 
 import netaugfx
@@ -16,7 +16,7 @@ from tests import measure
 from tests.laws.subject import BY_HAND, Growth, Source, config_of, few, growths, growths_of, widen
 from tests.networks import CASES, CORE, Frozen, Hooked, double_output
 from tests.real import TESTED
-from tests.strategies import NetworkSpec, networks
+from tests.strategies import Act, Conv, NetworkSpec, Norm, networks
 
 
 def same_network(found: nn.Module, expected: nn.Module, what: str) -> None:
@@ -101,7 +101,14 @@ def describe(node: Any) -> tuple[Any, ...]:
     return node.op, node.name, node.target, str(node.args), str(node.kwargs)
 
 
+# A norm that counts batches cannot run on the meta device; what it computes is written to in place.
+COUNTED = NetworkSpec(
+    body=(Conv(out=2, kernel=1), Norm(affine=False, momentum=None), Act(kind="relu_"))
+)
+
+
 @few
+@example(COUNTED, Growth())
 @given(networks(), growths)
 def test_random_networks(spec: NetworkSpec, growth: Growth) -> None:
     check(spec, growth)
