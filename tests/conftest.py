@@ -8,6 +8,10 @@ import torch
 # One thread for each test process, so that results do not depend on how a sum was split.
 torch.set_num_threads(1)
 
+# torch's fused inference kernel of nn.MultiheadAttention and nn.Transformer* rounds otherwise than the
+# operators that it stands for, and the flop counter counts nothing in it. test_extract.py has it on.
+torch.backends.mha.set_fastpath_enabled(False)
+
 # The number of random networks for each law. "ci" always draws the same ones, so that a change
 # is judged by the change; the others look for new ones.
 _PROFILES = {"dev": 20, "ci": 50, "deep": 2_000, "sweep": 10_000}

@@ -148,6 +148,16 @@ def same_output(found: Pass, expected: Pass, what: str) -> None:
         same(a, b, f"{what}: {path}")
 
 
+def rounded_output(found: Pass, expected: Pass, what: str) -> None:
+    """Equal but for the rounding of the dtype, where torch sums in another order."""
+    assert [path for path, _ in found.output] == [path for path, _ in expected.output], what
+    for (path, a), (_, b) in zip(found.output, expected.output, strict=True):
+        worst = (a.double() - b.double()).abs().max().item()
+        scale = max(1.0, b.double().abs().max().item())
+        assert a.dtype == b.dtype, f"{what}: {path}: {a.dtype} instead of {b.dtype}"
+        assert worst <= 16 * torch.finfo(b.dtype).eps * scale, f"{what}: {path}: off by {worst:.3g}"
+
+
 def close(a: Tensor, b: Tensor, scale: float, what: str) -> None:
     """Within the float64 tolerance of the scale."""
     assert a.shape == b.shape, f"{what}: {tuple(a.shape)} instead of {tuple(b.shape)}"

@@ -35,6 +35,7 @@ class Case:
         mixes: whether some operator mixes channels otherwise than by a weight, so that the base is
             contained only where that operator is kept to base channels.
         large: whether copies of it fill the memory.
+        fused: whether torch has a fused kernel for some of its layers, which rounds otherwise than their operators.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Case:
     core: bool = True
     mixes: bool = False
     large: bool = False
+    fused: bool = False
 
     def build(self, seed: int = 0) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -946,7 +948,7 @@ WIDE = (
     Case("self weighted", SelfWeighted, other=11, core=False, mixes=True),
     Case("literal heads", LiteralHeads, other=10, core=False, mixes=True),
     Case("channel conv", ChannelConv, other=11, core=False, mixes=True),
-    Case("transformer", Transformer, core=False, mixes=True),
+    Case("transformer", Transformer, core=False, mixes=True, fused=True),
     Case("attention by hand", AttentionByHand, core=False, mixes=True),
     Case("pooling undone", PoolingUndone, other=10, core=False),
     Case("parametrised", Parametrised, other=11, core=False),

@@ -722,6 +722,10 @@ class NetworkSpec(Spec):
         return False
 
     @property
+    def fused(self) -> bool:
+        return False
+
+    @property
     def mixes(self) -> bool:
         """Some operator mixes channels otherwise than by a weight: containment needs it restricted."""
         kinds = ("softmax", "cumsum", "layer_standardise", "layer norm", "mean gate")

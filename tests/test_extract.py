@@ -137,6 +137,23 @@ def test_a_transformer_is_extracted_in_both_modes(train: bool) -> None:
     assert torch.allclose(network(*x), wide.eval().at(wide.max_config)(*x), atol=1e-5)
 
 
+def test_the_fused_kernel_of_attention_computes_the_subnet_too() -> None:
+    case = next(c for c in CASES if c.name == "transformer")
+    x = tuple(t.double() for t in case.inputs())
+    wide = netaugfx.widen(case.build().double(), example_inputs=x).eval()
+    network = netaugfx.extract(wide, {"layer.linear1": wide.max_config["layer.linear1"]})
+    torch.backends.mha.set_fastpath_enabled(True)
+    try:
+        with torch.no_grad(), torch.profiler.profile() as profile:
+            found = network(*x)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(False)
+    assert any("_transformer_encoder_layer_fwd" in e.key for e in profile.key_averages())
+    with torch.no_grad():
+        expected = wide.at({"layer.linear1": wide.max_config["layer.linear1"]})(*x)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-9)
+
+
 def test_layers_whose_weight_has_a_state_are_named() -> None:
     with pytest.raises(netaugfx.PlanError, match=r"'a' .* divides its weight by the largest"):
         netaugfx.widen(Normed(spectral_norm), example_inputs=X)

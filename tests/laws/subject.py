@@ -27,6 +27,9 @@ class Source(Protocol):
     @property
     def large(self) -> bool: ...
 
+    @property
+    def fused(self) -> bool: ...
+
     def build(self, seed: int = 0) -> nn.Module: ...
 
     def inputs(
