@@ -92,12 +92,10 @@ def multi_head_attention(  # noqa: D417 - torch's arguments
         y = shares @ v
     else:
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    flat: Any = y.permute(2, 0, 1, 3).flatten(
-        2
-    )  # all places in one matrix: torch's order of summation
-    y = F.linear(flat.flatten(0, 1), out_proj_weight, out_proj_bias).unflatten(
-        0, (_shape(query)[0], -1)
-    )
+    flat: Any = y.permute(2, 0, 1, 3).flatten(2)
+    # all places in one matrix, as torch has them: it sums in the same order
+    rows: Any = F.linear(flat.flatten(0, 1), out_proj_weight, out_proj_bias)
+    y = rows.unflatten(0, (_shape(query)[0], -1))
     if not need_weights:
         return y, None
     return y, shares.mean(1) if average_attn_weights else shares
