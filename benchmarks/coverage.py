@@ -1,14 +1,16 @@
 """Question: which networks does netaugfx widen, how much of them, and do the laws hold?
 
-    python benchmarks/coverage.py --names timm --out docs/results/coverage      # all of timm's CNNs
-    python benchmarks/coverage.py --names FILE --out DIR                        # names, one a line
+    python benchmarks/coverage.py --names benchmarks/families.txt --out runs/coverage  # one of each timm family
+    python benchmarks/coverage.py --names torchvision --out runs/torchvision           # all of torchvision's builders
+    python benchmarks/coverage.py --names benchmarks/families.txt --plans --out runs/plans
 
 For every name: plan; widen by 1.5 with verification off; law 1 on the copy; laws 2, 3 and 4 by `netaugfx.verify` on
 widths that each grow by another amount. Each model has a process of its own, bounded in time and memory. Results go to
 OUT.jsonl as they come, a second run goes on where the first stopped, and OUT.md is written from them at the end.
-Above --most-parameters the plan alone is made, on the meta device.
+With --plans, and above --most-parameters, the plan alone is made, on the meta device. --against torch-pruning says
+beside it whether that package prunes half of the model's channels and the model then runs, within 30 seconds.
 
-Machine of the figures in docs/results: 2 cores, 24 GiB, no accelerator.
+Exits with 1 if a model was neither planned nor found lawful, or if less of a plan grows than --least-share.
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ import statistics
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +35,17 @@ import torch
 import torchvision
 
 import netaugfx
+from netaugfx.parts import WideParts
 from netaugfx.solve import OUTPUT
 from netaugfx.widen import probe
 
 SIDES = (32, 64, 96, 128, 224)
+ROOMS = (
+    torchvision.models,
+    torchvision.models.segmentation,
+    torchvision.models.video,
+    torchvision.models.detection,
+)
 
 
 def build(name: str, device: str) -> torch.nn.Module:
@@ -48,19 +60,66 @@ def build(name: str, device: str) -> torch.nn.Module:
         return timm.create_model(name)
 
 
-def planned(model: torch.nn.Module, factor: float) -> tuple[netaugfx.Plan, torch.Tensor]:
-    """Return the plan at the smallest image that the model takes."""
+def examples(name: str, model: torch.nn.Module) -> list[Any]:
+    """Return inputs to try, the smallest first."""
+    kind = ""
+    if name.startswith("torchvision:"):
+        builder = torchvision.models.get_model_builder(name.partition(":")[2])
+        kind = builder.__module__.split(".")[2]
+    if kind == "detection":
+        model.eval()  # in training it wants boxes
+        return [([torch.rand(3, 128, 128)],)]
+    if kind == "video":
+        shapes = ((8, 64), (16, 112), (16, 224))
+        return [torch.empty(2, 3, frames, side, side, device="meta") for frames, side in shapes]
     cfg = getattr(model, "pretrained_cfg", None) or {}
     own = int(cfg.get("input_size", (3, 224, 224))[-1])
+    sides = (*(side for side in SIDES if side < own), own, 299)
+    return [torch.empty(2, 3, side, side, device="meta") for side in dict.fromkeys(sides)]
+
+
+def planned(name: str, model: torch.nn.Module, factor: float) -> tuple[netaugfx.Plan, Any]:
+    """Return the plan at the smallest image that the model takes."""
     last: Exception | None = None
-    for side in (*(s for s in SIDES if s < own), own):
-        x = torch.empty(2, 3, side, side, device="meta")
+    for x in examples(name, model):
         try:
             return netaugfx.plan(model, factor=factor, example_inputs=x), x
         except (netaugfx.NetAugFXError, RuntimeError) as error:
             last = error
     assert last is not None
     raise last
+
+
+def pruned(name: str) -> str:
+    """Return whether torch-pruning can halve the channels of a model that then runs."""
+    import torch_pruning
+
+    torch.manual_seed(0)
+    model = build(name, "cpu").eval()
+    x = next(
+        torch.randn(x.shape) for x in examples(name, build(name, "meta")) if _runs(model, x.shape)
+    )
+    layers = (torch.nn.Linear, torch.nn.Conv2d)
+    last = [m for m in model.modules() if isinstance(m, layers)][-1]
+    pruner = torch_pruning.pruner.MagnitudePruner(
+        model,
+        x,
+        importance=torch_pruning.importance.MagnitudeImportance(p=2),
+        pruning_ratio=0.5,
+        ignored_layers=[last],
+    )
+    pruner.step()
+    model(x)
+    return "runs"
+
+
+def _runs(model: torch.nn.Module, shape: torch.Size) -> bool:
+    try:
+        with torch.no_grad():
+            model(torch.randn(shape))
+        return True
+    except (RuntimeError, ValueError, AssertionError):
+        return False
 
 
 def law_1(model: torch.nn.Module, wide: netaugfx.WideModel) -> str:
@@ -74,22 +133,24 @@ def law_1(model: torch.nn.Module, wide: netaugfx.WideModel) -> str:
     return next((k for k in mine if not torch.equal(mine[k], theirs[k])), "")
 
 
-def judge(name: str, most: float) -> dict[str, Any]:
+def judge(name: str, most: float, plans: bool) -> dict[str, Any]:
     """Return one row of the table."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     row: dict[str, Any] = {"model": name}
     torch.manual_seed(0)
-    meta = build(name, "meta")
+    try:
+        meta = build(name, "meta")
+    except NotImplementedError:  # its constructor computes with values
+        meta = build(name, "cpu")
     row["parameters"] = sum(p.numel() for p in meta.parameters())
-    big = row["parameters"] > most
+    big = plans or row["parameters"] > most
     model = meta if big else build(name, "cpu")
-    start = time.perf_counter()
-    plan, x = planned(model, 1.5)
-    row["side"] = x.shape[-1]
-    start = time.perf_counter()
+    plan, x = planned(name, model, 1.5)
+    row["side"] = x.shape[-1] if isinstance(x, torch.Tensor) else x[0][0].shape[-1]
+    start = time.process_time()
     plan = netaugfx.plan(model, factor=1.5, example_inputs=x)
-    row["plan_seconds"] = round(time.perf_counter() - start, 3)
+    row["plan_seconds"] = round(time.process_time() - start, 3)
     row["widths"], row["share"] = len(plan.widths), round(plan.elastic_share, 4)
     reasons = [
         re.sub(r" \(.*?\)|'.*?' ?", "", why).strip()
@@ -103,22 +164,26 @@ def judge(name: str, most: float) -> dict[str, Any]:
         return row
     wide = netaugfx.widen(model, plan=probe(plan), example_inputs=x, verify=False)
     changed = law_1(model, wide)
-    start = time.perf_counter()
-    report = netaugfx.verify(wide, [wide.max_config])
-    row["verify_seconds"] = round(time.perf_counter() - start, 2)
-    row["verdict"] = f"law 1: {changed}" if changed else "lawful" if report else str(report)
+    start = time.process_time()
+    parts = list(wide.wides.values()) if isinstance(wide, WideParts) else [wide]
+    reports = [netaugfx.verify(part, [part.max_config]) for part in parts]
+    row["verify_seconds"] = round(time.process_time() - start, 2)
+    broken = [str(report) for report in reports if not report]
+    row["verdict"] = f"law 1: {changed}" if changed else broken[0] if broken else "lawful"
     return row
 
 
-def isolated(name: str, most: float, seconds: float, gigabytes: float) -> dict[str, Any]:
-    """Judge one model in a process of its own."""
+def isolated(
+    name: str, work_on: Callable[[], dict[str, Any]], seconds: float, gigabytes: float
+) -> dict[str, Any]:
+    """Return the row of one model, from a process of its own."""
     here, there = multiprocessing.Pipe(duplex=False)
 
     def work() -> None:
         limit = int(gigabytes * 2**30)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
         try:
-            there.send(judge(name, most))
+            there.send(work_on())
         except BaseException as error:  # the row says what happened; the sweep goes on
             there.send({"model": name, "verdict": f"{type(error).__name__}: {error}"[:400]})
 
@@ -130,6 +195,7 @@ def isolated(name: str, most: float, seconds: float, gigabytes: float) -> dict[s
             row = here.recv()
         except EOFError:
             row = {"model": name, "verdict": "killed (memory)"}
+    here.close()
     process.kill()
     process.join()
     return row
@@ -141,11 +207,20 @@ def table(rows: list[dict[str, Any]]) -> str:
     shares = sorted(r["share"] for r in fine)
     seconds = sorted(r["plan_seconds"] for r in fine)
     lawful = sum(r["verdict"] == "lawful" for r in rows)
+    against = [r["torch_pruning"] for r in rows if "torch_pruning" in r]
     lines = [
         f"{len(rows)} networks: {len(fine)} planned; {lawful} widened with laws 1 to 4 verified; elastic share: "
         f"median {statistics.median(shares):.3f}, lowest {shares[0]:.3f}; seconds to plan: "
         f"median {statistics.median(seconds):.2f}, longest {seconds[-1]:.2f}.",
         "",
+        *(
+            [
+                f"torch-pruning halves {against.count('runs')} of {len(against)} of them, and they run.",
+                "",
+            ]
+            if against
+            else []
+        ),
         "| model | parameters | image | widths | elastic share | pinned (other than outputs) | plan (s) | verdict |",
         "| --- | ---: | ---: | ---: | ---: | --- | ---: | --- |",
     ]
@@ -163,8 +238,7 @@ def names_of(text: str) -> list[str]:
     if text == "timm":
         return timm.list_models()
     if text == "torchvision":
-        rooms = (torchvision.models, torchvision.models.segmentation, torchvision.models.detection)
-        return [f"torchvision:{n}" for room in rooms for n in torchvision.models.list_models(room)]
+        return [f"torchvision:{n}" for room in ROOMS for n in torchvision.models.list_models(room)]
     return Path(text).read_text().split()
 
 
@@ -179,21 +253,42 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=12.0, help="bound for one model")
     parser.add_argument("--most-parameters", type=float, default=100e6)
     parser.add_argument("--part", default="0/1", help="k/n: every n-th name from the k-th on")
+    parser.add_argument("--plans", action="store_true", help="plan alone, on the meta device")
+    parser.add_argument("--processes", type=int, default=1, help="models at a time")
+    parser.add_argument("--least-share", type=float, default=0.0)
+    parser.add_argument("--against", choices=["torch-pruning"])
     options = parser.parse_args()
     log = options.out.with_suffix(".jsonl")
     log.parent.mkdir(parents=True, exist_ok=True)
-    known = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    seen = {row["model"] for row in known}
+    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    seen = {row["model"] for row in rows}
     k, n = map(int, options.part.split("/"))
-    for name in names_of(options.names)[k::n]:
-        if name in seen:
-            continue
-        row = isolated(name, options.most_parameters, options.seconds, options.gigabytes)
-        known.append(row)
-        with log.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(row["model"], row.get("share"), row.get("plan_seconds"), row["verdict"], flush=True)
-    options.out.with_suffix(".md").write_text(table(known))
+
+    def row_of(name: str) -> dict[str, Any]:
+        bounds = options.seconds, options.gigabytes
+        row = isolated(name, partial(judge, name, options.most_parameters, options.plans), *bounds)
+        if options.against:
+            other = isolated(name, lambda: {"verdict": pruned(name)}, 30.0, options.gigabytes)
+            row["torch_pruning"] = other["verdict"]
+        return row
+
+    names = [name for name in names_of(options.names)[k::n] if name not in seen]
+    with ThreadPoolExecutor(options.processes) as pool:
+        for row in pool.map(row_of, names):
+            rows.append(row)
+            with log.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(
+                row["model"], row.get("share"), row.get("plan_seconds"), row["verdict"], flush=True
+            )
+    options.out.with_suffix(".md").write_text(table(rows))
+    wrong = [
+        f"{row['model']}: {row['verdict']}, share {row.get('share')}"
+        for row in rows
+        if row["verdict"] not in ("lawful", "planned") or row["share"] < options.least_share
+    ]
+    print(f"{len(rows)} models, {len(wrong)} of them not as they should be", *wrong, sep="\n")
+    raise SystemExit(bool(wrong))
 
 
 if __name__ == "__main__":
