@@ -1,9 +1,13 @@
 """What every test stands on: one thread, and how many random networks each law meets."""
 
 import os
+from collections.abc import Iterator
 
 import hypothesis
+import pytest
 import torch
+
+from netaugfx.rules import registry
 
 # One thread for each test process, so that results do not depend on how a sum was split.
 torch.set_num_threads(1)
@@ -32,6 +36,15 @@ if _chosen not in _PROFILES:
         f"HYPOTHESIS_PROFILE={_chosen!r} is no profile: choose one of {', '.join(_PROFILES)}."
     )
 hypothesis.settings.load_profile(_chosen)
+
+
+@pytest.fixture(autouse=True)
+def rules_put_back() -> Iterator[None]:
+    """No test leaves a rule behind: those that it registers are gone after it."""
+    kept = dict(registry._rules)
+    yield
+    registry._rules.clear()
+    registry._rules.update(kept)
 
 
 def pytest_report_header() -> str:

@@ -154,6 +154,31 @@ def test_the_fused_kernel_of_attention_computes_the_subnet_too() -> None:
     assert torch.allclose(found, expected, rtol=0, atol=1e-9)
 
 
+class Attends(nn.Module):
+    """Attention over as many places as the image has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, 4)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.patches(x).flatten(2).mT
+        return self.head(self.attention(y, y, y, need_weights=False)[0].mean(1))
+
+
+def test_attention_at_another_image_size() -> None:
+    wide = netaugfx.widen(Attends(), example_inputs=torch.zeros(4, 3, 16, 16)).eval()
+    other = torch.randn(4, 3, 32, 24)
+    again = netaugfx.widen(wide.base, plan=wide.plan, example_inputs=other).eval()
+    again.load_state_dict(wide.state_dict())
+    found = wide.at(wide.max_config)(other)
+    assert found.shape == (4, 5)
+    assert torch.allclose(found, again.at(wide.max_config)(other), atol=1e-6)
+    assert torch.equal(netaugfx.extract(wide, wide.max_config)(other), found)
+
+
 def test_layers_whose_weight_has_a_state_are_named() -> None:
     with pytest.raises(netaugfx.PlanError, match=r"'a' .* divides its weight by the largest"):
         netaugfx.widen(Normed(spectral_norm), example_inputs=X)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 
 import netaugfx
-from netaugfx.rules import registry
 from netaugfx.solve import OUTPUT
 from netaugfx.testing import check_rule
 
@@ -508,15 +507,7 @@ def test_attention_keeps_its_scale() -> None:
     assert "scale = 0.5" in netaugfx.extract(wide, wide.max_config).code  # type: ignore[operator]
 
 
-@pytest.fixture
-def registered() -> Iterator[None]:
-    kept = dict(registry._rules)
-    yield
-    registry._rules.clear()
-    registry._rules.update(kept)
-
-
-def test_a_rule_of_ones_own(registered: None) -> None:
+def test_a_rule_of_ones_own() -> None:
     def own(x: Tensor) -> Tensor:
         return torch.special.entr(x.abs())
 
@@ -528,7 +519,7 @@ def test_a_rule_of_ones_own(registered: None) -> None:
     assert [w.name for w in plan.widths] == ["before.0"]
 
 
-def test_a_rule_that_lies_is_found_out(registered: None) -> None:
+def test_a_rule_that_lies_is_found_out() -> None:
     netaugfx.register_rule(torch.flip)(lambda op: op.tensors[0].axes)
     _, report = check_rule(lambda x: torch.flip(x, [1]), X)
     assert set(report.failures) == {4}

@@ -68,7 +68,7 @@ def multi_head_attention(  # noqa: D417 - torch's arguments
     scale = (embed_dim_to_check // num_heads) ** -0.5
     if in_proj_weight is not None and query is key is value:
         packed: Any = F.linear(query, in_proj_weight, in_proj_bias)
-        q, k, v = packed.unflatten(-1, (3, -1)).permute(2, 0, 1, 3).contiguous().unbind(0)
+        q, k, v = packed.unflatten(-1, (3, -1)).unbind(-2)
     else:
         weights: Any = (q_proj_weight, k_proj_weight, v_proj_weight)
         if in_proj_weight is not None:
@@ -92,10 +92,7 @@ def multi_head_attention(  # noqa: D417 - torch's arguments
         y = shares @ v
     else:
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    flat: Any = y.permute(2, 0, 1, 3).flatten(2)
-    # all places in one matrix, as torch has them: it sums in the same order
-    rows: Any = F.linear(flat.flatten(0, 1), out_proj_weight, out_proj_bias)
-    y = rows.unflatten(0, (_shape(query)[0], -1))
+    y = F.linear(y.permute(2, 0, 1, 3).flatten(2), out_proj_weight, out_proj_bias)
     if not need_weights:
         return y, None
     return y, shares.mean(1) if average_attn_weights else shares
