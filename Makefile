@@ -16,7 +16,7 @@ help: ## say what there is
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
 
 demo: $(VENV)/.recipes ## train a tiny network on handwritten digits, plain and with NetAug, and compare
-	$(BIN)/python -m recipes.demo --out runs/demo
+	$(BIN)/python -m recipes.studies.demo --out runs/demo
 
 test: $(VENV)/.dev ## run the tests (HYPOTHESIS_PROFILE=dev, ci, deep or sweep)
 	$(BIN)/pytest -n 2

@@ -32,15 +32,15 @@ import torch
 from rich.console import Console
 from scipy import stats
 
-from recipes.checkpoint import write_atomically, write_json
-from recipes.compare import finished
-from recipes.config import TrainConfig
-from recipes.curves import interval, read_metrics, shown
 from recipes.data import load_data
-from recipes.distill_config import Distillation
-from recipes.ranking import rank
 from recipes.schemes import SCHEMES
-from recipes.training import train
+from recipes.studies.compare import finished
+from recipes.studies.curves import interval, read_metrics, shown
+from recipes.studies.ranking import rank
+from recipes.training.checkpoint import write_atomically, write_json
+from recipes.training.config import TrainConfig
+from recipes.training.distillation import Distillation
+from recipes.training.loop import train
 
 PARTS = ("order", "stddev", "pick", "student", "combos")
 STUDENT = "netaugfx:tiny_mobilenet"  # 13,154 parameters

@@ -10,7 +10,6 @@ SPEC is one of
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -19,7 +18,7 @@ from typing import IO, Any
 
 from PIL import Image
 
-from recipes.errors import DataError
+from recipes.errors import DataError, near
 
 SPECS = "digits, folder:PATH, torchvision:NAME@ROOT, or NAME@ROOT for timm.data.create_dataset"
 
@@ -259,13 +258,3 @@ def _from_images(train: Sequence, validation: Sequence, num_classes: int) -> Dat
     image_size = median if same_square and median <= 64 else max(32, min(224, median // 32 * 32))
     grey = all(image.mode in {"1", "L", "I", "I;16", "F"} for image in looked_at)
     return Data(train, validation, num_classes, 1 if grey else 3, image_size)
-
-
-def near(name: str, known: Sequence[str]) -> str:
-    """A sentence that suggests known names like `name`, or tells some of them."""
-    matches = difflib.get_close_matches(name, known, n=5, cutoff=0.6)
-    return (
-        f"Near: {', '.join(matches)}."
-        if matches
-        else f"Known, for instance: {', '.join(sorted(known)[:5])}."
-    )

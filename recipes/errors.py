@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
+
 from netaugfx.errors import NetAugFXError
 
 
@@ -27,3 +30,13 @@ class LossError(RecipeError):
 
 class DistillError(RecipeError):
     """Student, teacher, objective or features do not fit each other."""
+
+
+def near(name: str, known: Sequence[str]) -> str:
+    """A sentence that suggests known names like `name`, or tells some of them."""
+    matches = difflib.get_close_matches(name, known, n=5, cutoff=0.6)
+    return (
+        f"Near: {', '.join(matches)}."
+        if matches
+        else f"Known, for instance: {', '.join(sorted(known)[:5])}."
+    )

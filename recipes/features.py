@@ -20,8 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 import netaugfx
 from netaugfx.rules import is_leaf
 from netaugfx.trace import Traced, trace
-from recipes.data import near
-from recipes.errors import DistillError
+from recipes.errors import DistillError, near
 
 INPUT = ":input"
 

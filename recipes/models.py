@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recipes.data import near
-from recipes.errors import ModelError
+from recipes.errors import ModelError, near
 
 
 def parse_model_args(pairs: Sequence[str]) -> dict[str, Any]:

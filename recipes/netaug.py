@@ -91,7 +91,7 @@ class NetAugTask(TrainingTask):
         alpha: weight of each augmented loss; the paper uses 1.
         samples: augmented networks sampled per step; the paper uses 1 and finds that more hurt.
         kinds: which kinds of widths are augmented; the others stay at their base size.
-        sampler: how configs are drawn; `recipes.growth.ExpandSampler` draws as the authors do.
+        sampler: how configs are drawn; `recipes.training.growth.ExpandSampler` draws as the authors do.
         generator: a CPU generator for sampling and for the augmented pass; made from `seed` if
             None. Ranks that train together must start from the same one, so that they sample the
             same networks.

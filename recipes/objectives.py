@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from recipes import losses
 from recipes.adapters import Contrast, Regressor, VariationalRegressor
-from recipes.data import near
-from recipes.errors import DistillError
+from recipes.errors import DistillError, near
 from recipes.features import Pass, look, usual_places
 
 __all__ = ["NAMES", "Term", "build_terms", "check_batch", "expand"]

@@ -20,8 +20,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from recipes.data import near
-from recipes.errors import DistillError
+from recipes.errors import DistillError, near
 from recipes.features import eval_mode
 from recipes.losses import entropy
 from recipes.netaug import own_random_numbers

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 import netaugfx
 from netaugfx.errors import InputError
-from recipes.distill_config import ONLINE
 from recipes.errors import DistillError
 from recipes.features import Pass, Watch, base_features_in_graph, eval_mode, look, wide_in
+
+ONLINE = ("widest", "sampled")  # teachers that are subnets of the student's own wide model
 
 
 class FrozenTeacher(nn.Module):

@@ -130,6 +130,21 @@ def test_netaugfx_never_imports_recipes() -> None:
         assert "recipes" not in {name.partition(".")[0] for name in imports(path)}, path
 
 
+def test_recipes_are_layered() -> None:
+    """Parts that a user imports; runs made of them; what is told of runs; the command line."""
+    layers = ["parts", "training", "studies", "cli"]
+
+    def layer(module: str) -> str:
+        folder = module.split(".")[1] if "." in module else ""
+        return folder if (ROOT / "recipes" / folder).is_dir() and folder else "parts"
+
+    for path in sorted((ROOT / "recipes").rglob("*.py")):
+        for name in imports(path):
+            if name.startswith("recipes."):
+                above, below = layers.index(layer(name)), layers.index(layer(dotted(path)))
+                assert above <= below, f"{path.relative_to(ROOT)} imports {name}"
+
+
 def public_names() -> list[str]:
     return sorted(getattr(netaugfx, "__all__", []))
 

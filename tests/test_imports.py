@@ -160,4 +160,4 @@ runpy.run_module("recipes.cli", run_name="__main__")
 
 def test_the_entry_point_is_the_command_line() -> None:
     assert PROJECT["scripts"] == {"netaugfx": "recipes.cli:main"}
-    assert re.search(r"^def main\(", (ROOT / "recipes/cli.py").read_text(), re.MULTILINE)
+    assert re.search(r"^def main\(", (ROOT / "recipes/cli/__init__.py").read_text(), re.MULTILINE)

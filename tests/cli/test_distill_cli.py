@@ -11,9 +11,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from recipes import cli, run, training
+from recipes import cli
 from recipes.models import build_model
-from recipes.reevaluation import evaluate_run
+from recipes.studies.reevaluation import evaluate_run
+from recipes.training import loop, run
 from tests.recipes.images import make_folder
 
 NET = """
@@ -195,10 +196,10 @@ def test_a_stopped_run_resumes_exactly(
         if kept == 4:  # of three steps an epoch
             raise Killed
 
-    monkeypatch.setattr(training, "keep", keep_and_die)
+    monkeypatch.setattr(loop, "keep", keep_and_die)
     with pytest.raises(Killed):
         distill(tmp_path / "stopped", *options, teacher=teacher)
-    monkeypatch.setattr(training, "keep", keep)
+    monkeypatch.setattr(loop, "keep", keep)
     torch.manual_seed(5)
     assert distill(tmp_path / "stopped", *options, "--resume", teacher=teacher) == 0
     one, two = tensors_of(tmp_path / "whole"), tensors_of(tmp_path / "stopped")

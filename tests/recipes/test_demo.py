@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from recipes import demo
 from recipes.models import build_model
+from recipes.studies import demo
 
 
 def test_quick(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,5 +35,5 @@ def test_an_unwritable_directory_is_one_line(
     (tmp_path / "file").write_text("")
     assert demo.main(["--quick", "--out", str(tmp_path / "file" / "demo")]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("recipes.demo: error: ")
+    assert error.startswith("recipes.studies.demo: error: ")
     assert error.count("\n") == 1

@@ -14,10 +14,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from recipes import cli
-from recipes.config import TrainConfig
-from recipes.diagnose import diagnose, judge
 from recipes.errors import RunError
-from recipes.rundir import RunDirectory
+from recipes.studies.diagnose import diagnose, judge
+from recipes.training.config import TrainConfig
+from recipes.training.rundir import RunDirectory
 from tests.recipes.test_training import quiet
 
 TINY = {"channels": (3, 3, 4), "strides": (1, 2, 2), "expand_ratio": 2, "head": 8}  # 419 parameters

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import netaugfx
-from recipes.config import TrainConfig
 from recipes.errors import RunError
-from recipes.growth import (
+from recipes.netaug import NetAugTask
+from recipes.tiny import tiny_mobilenet
+from recipes.training.config import TrainConfig
+from recipes.training.growth import (
     ExpandSampler,
     alpha_at,
     importance_orders,
@@ -24,8 +26,6 @@ from recipes.growth import (
     widen,
     widths_read,
 )
-from recipes.netaug import NetAugTask
-from recipes.tiny import tiny_mobilenet
 
 AUTHORS = {"stream": (1, 2, 3), "inner": (1, 1.6, 2.2, 2.8)}
 EXAMPLE = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))

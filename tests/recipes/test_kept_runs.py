@@ -21,11 +21,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from recipes import run as runs
-from recipes.config import TrainConfig
 from recipes.errors import RunError
-from recipes.run import Cadence
-from recipes.rundir import RunDirectory
+from recipes.training import run as runs
+from recipes.training.config import TrainConfig
+from recipes.training.run import Cadence
+from recipes.training.rundir import RunDirectory
 from tests.recipes.images import make_folder
 from tests.recipes.test_training import NET, everything, outcome, quiet, small_config, snapshot
 

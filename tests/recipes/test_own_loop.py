@@ -17,9 +17,9 @@ from torchvision.transforms import v2
 
 import netaugfx
 from netaugfx.errors import InputError
-from recipes.growth import importance_orders
-from recipes.ingredients import BaseAverage
 from recipes.netaug import NetAugTask
+from recipes.training.growth import importance_orders
+from recipes.training.ingredients import BaseAverage
 
 
 def plain(norm: bool = False) -> nn.Module:

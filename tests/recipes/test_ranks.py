@@ -17,10 +17,10 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
-from recipes.config import TrainConfig
 from recipes.data import load_data
-from recipes.run import Cadence, set_up
-from recipes.rundir import RunDirectory
+from recipes.training.config import TrainConfig
+from recipes.training.run import Cadence, set_up
+from recipes.training.rundir import RunDirectory
 from tests.recipes.images import make_folder
 from tests.recipes.test_training import quiet
 

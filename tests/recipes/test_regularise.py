@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from recipes.augment import AugmentedImages, build_transforms
-from recipes.config import TrainConfig
 from recipes.data import load_data
 from recipes.errors import ModelError, RunError
-from recipes.ingredients import load_weights
-from recipes.regularise import add_dropblock, mix
 from recipes.tiny import tiny_mobilenet
-from recipes.training import train
+from recipes.training.config import TrainConfig
+from recipes.training.ingredients import load_weights
+from recipes.training.loop import train
+from recipes.training.regularise import add_dropblock, mix
 from tests.recipes.images import make_folder
 from tests.recipes.test_training import NET, outcome, quiet, small_config
 

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 import netaugfx
-from recipes.config import TrainConfig
 from recipes.errors import ModelError
 from recipes.tiny import tiny_mobilenet
 from recipes.tinytl import LiteResidual, add_lite_residuals, freeze
+from recipes.training.config import TrainConfig
 from tests.recipes.images import make_folder
 from tests.recipes.test_training import quiet
 

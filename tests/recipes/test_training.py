@@ -15,14 +15,14 @@ from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from recipes import checkpoint
-from recipes import run as runs
 from recipes.augment import build_transforms
-from recipes.config import TrainConfig
 from recipes.data import load_data
 from recipes.errors import LossError, RunError
 from recipes.models import build_model
-from recipes.training import train
+from recipes.training import checkpoint
+from recipes.training import run as runs
+from recipes.training.config import TrainConfig
+from recipes.training.loop import train
 from tests.recipes.images import make_folder
 
 NET = """

@@ -15,11 +15,11 @@ from torch import Tensor
 
 import netaugfx
 from recipes.augment import build_loaders
-from recipes.checkpoint import write_json
 from recipes.errors import RunError
 from recipes.evaluation import batches
 from recipes.metrics import draw_confusion, measure, readable
-from recipes.runs import KeptRun, base_of, data_of, open_run, wide_of
+from recipes.training.checkpoint import write_json
+from recipes.training.finished import KeptRun, base_of, data_of, open_run, wide_of
 
 
 def evaluate_run(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from recipes.distill_config import PRESETS, Distillation
 from recipes.errors import DistillError
+from recipes.training.distillation import PRESETS, Distillation
 
 
 def add_distill_options(group: Any) -> None:

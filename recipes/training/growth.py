@@ -17,8 +17,8 @@ from torch.optim.swa_utils import update_bn
 import netaugfx
 from netaugfx.permute import read_magnitudes
 from netaugfx.plan import Config, Plan
-from recipes.config import TrainConfig
 from recipes.netaug import Sampler, sample_uniformly
+from recipes.training.config import TrainConfig
 
 REFRESHING = 32  # batches that the base's batch-norm statistics are taken from after sorting
 

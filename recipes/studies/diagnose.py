@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 
 from recipes.errors import RunError
-from recipes.rundir import RunDirectory
+from recipes.training.rundir import RunDirectory
 
 UNDERFITS, OVERFITS = 0.25, 0.5  # share of the validation error that is not made in training too
 RISING = 0.5  # points of validation accuracy that the last tenth of the epochs still brought

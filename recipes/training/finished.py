@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import netaugfx
-from recipes.checkpoint import check_weights
-from recipes.config import TrainConfig
 from recipes.data import Data, load_data
-from recipes.distill_config import Distillation
 from recipes.errors import RunError
-from recipes.ingredients import example_images, fresh_model, with_what_learns
+from recipes.training.checkpoint import check_weights
+from recipes.training.config import TrainConfig
+from recipes.training.distillation import Distillation
+from recipes.training.ingredients import example_images, fresh_model, with_what_learns
 
 
 @dataclass(frozen=True)

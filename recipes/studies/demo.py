@@ -1,6 +1,6 @@
 """`make demo`: a tiny network on handwritten digits, plainly and with NetAug, side by side.
 
-    python -m recipes.demo --out runs/demo [--quick] [--seeds 0 1 2]
+    python -m recipes.studies.demo --out runs/demo [--quick] [--seeds 0 1 2]
 
 Writes OUT/report.json, OUT/curves.png and OUT/base.safetensors (NetAug, first seed); each run lies
 in OUT/METHOD-SEED.
@@ -25,10 +25,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 from netaugfx.errors import NetAugFXError
-from recipes.checkpoint import write_json
-from recipes.config import TrainConfig
-from recipes.curves import draw_curves, read_metrics
-from recipes.training import train
+from recipes.studies.curves import draw_curves, read_metrics
+from recipes.training.checkpoint import write_json
+from recipes.training.config import TrainConfig
+from recipes.training.loop import train
 
 METHODS = ("baseline", "netaug")
 # Small enough to underfit: its training accuracy, too, stays well below 100 %.
@@ -131,7 +131,7 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo and return its exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m recipes.demo", description=__doc__.splitlines()[0]
+        prog="python -m recipes.studies.demo", description=__doc__.splitlines()[0]
     )
     parser.add_argument(
         "--out", type=Path, default=Path("runs/demo"), help="where to write (default: runs/demo)"
@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.out.mkdir(parents=True, exist_ok=True)
         results = run_all(options.out, seeds, epochs, console)
     except (NetAugFXError, OSError) as error:
-        print(f"recipes.demo: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"recipes.studies.demo: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     report: dict[str, Any] = {
         "model": {"name": MODEL, "args": MODEL_ARGS},

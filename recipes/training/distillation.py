@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-ONLINE = ("widest", "sampled")  # teachers that are subnets of the student's own wide model
-
 # --method -> what the student learns without a teacher, and what the teacher adds
 PRESETS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "kd": ("baseline", {"objectives": ("kd",)}),

@@ -1,6 +1,6 @@
 """Train a network on images, plainly or with NetAug; stopped at any moment, it resumes exactly.
 
-Reads top to bottom: the whole run (`train`), an epoch of it, its end. Its parts: recipes/run.py.
+Reads top to bottom: the whole run (`train`), an epoch of it, its end. Its parts: recipes/training/run.py.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from torch import nn
 
 import netaugfx
 from recipes.augment import key, plain_loader
-from recipes.checkpoint import save_weights, write_json
-from recipes.config import TrainConfig
 from recipes.data import load_data
 from recipes.errors import LossError, RunError
 from recipes.evaluation import batches, evaluate
-from recipes.growth import alpha_at, kinds_at, sort_channels, sorts_at
-from recipes.ingredients import (
+from recipes.netaug import NetAugTask
+from recipes.training.checkpoint import save_weights, write_json
+from recipes.training.config import TrainConfig
+from recipes.training.growth import alpha_at, kinds_at, sort_channels, sorts_at
+from recipes.training.ingredients import (
     digest,
     example_images,
     fresh_model,
@@ -35,11 +36,10 @@ from recipes.ingredients import (
     with_what_learns,
     without_blocks,
 )
-from recipes.netaug import NetAugTask
-from recipes.regularise import mix
-from recipes.run import Cadence, Done, Run, due, keep, restore, set_up
-from recipes.rundir import RunDirectory, readable
-from recipes.teaching import netaug_in, teacher_digest
+from recipes.training.regularise import mix
+from recipes.training.run import Cadence, Done, Run, due, keep, restore, set_up
+from recipes.training.rundir import RunDirectory, readable
+from recipes.training.teaching import netaug_in, teacher_digest
 
 __all__ = ["Cadence", "TrainConfig", "train"]
 
@@ -59,7 +59,7 @@ def train(
     """Run `config` in the directory `out`, or go on with it where its last checkpoint stands.
 
     Args:
-        out: see recipes/rundir.py for what it will hold.
+        out: see recipes/training/rundir.py for what it will hold.
         resume: go on with the run that `out` holds; where it holds none, start it.
         device: "auto" or "cpu".
         workers: processes that load images; 0 loads them in this one. The result is the same.

@@ -15,11 +15,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from recipes.augment import ShuffledKeys, build_loaders
-from recipes.checkpoint import load_checkpoint, save_checkpoint
-from recipes.config import TrainConfig
 from recipes.data import Data
-from recipes.growth import widen
-from recipes.ingredients import (
+from recipes.models import check_logits
+from recipes.netaug import sample_uniformly
+from recipes.training.checkpoint import load_checkpoint, save_checkpoint
+from recipes.training.config import TrainConfig
+from recipes.training.growth import widen
+from recipes.training.ingredients import (
     BaseAverage,
     build_optimizer,
     build_task,
@@ -29,11 +31,9 @@ from recipes.ingredients import (
     with_what_learns,
     without_blocks,
 )
-from recipes.models import check_logits
-from recipes.netaug import sample_uniformly
-from recipes.regularise import add_dropblock
-from recipes.rundir import RunDirectory
-from recipes.teaching import own_parameters, rewrapped, teach
+from recipes.training.regularise import add_dropblock
+from recipes.training.rundir import RunDirectory
+from recipes.training.teaching import own_parameters, rewrapped, teach
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from recipes.checkpoint import write_atomically, write_json
 from recipes.errors import RunError
+from recipes.training.checkpoint import write_atomically, write_json
 
 
 class RunDirectory:

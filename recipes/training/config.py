@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from recipes.distill_config import ONLINE, Distillation
 from recipes.errors import RunError
+from recipes.teachers import ONLINE
+from recipes.training.distillation import Distillation
 
 NETAUG_ONLY = (
     *("factor", "diversity", "ratios", "coupling", "kinds", "keep"),

@@ -15,14 +15,14 @@ from rich.table import Table
 from torch.utils.data import DataLoader
 
 from recipes.augment import ShuffledKeys, build_loaders, normalisation
-from recipes.checkpoint import write_json
 from recipes.data import Data, load_data
 from recipes.errors import DistillError
 from recipes.evaluation import batches
 from recipes.models import check_logits, parse_model_args
-from recipes.runs import base_of, data_of, open_run
 from recipes.schemes import SCHEMES, build_scheme, interval_of, stddev_of, teacher_means
-from recipes.teaching import load_network
+from recipes.training.checkpoint import write_json
+from recipes.training.finished import base_of, data_of, open_run
+from recipes.training.teaching import load_network
 
 
 class Epochs:

@@ -12,8 +12,8 @@ from timm.layers import DropBlock2d
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from recipes.config import TrainConfig
 from recipes.errors import ModelError
+from recipes.training.config import TrainConfig
 
 
 def mix(

@@ -12,17 +12,17 @@ from timm.task import TrainingTask
 from torch import Tensor, nn
 
 from recipes.augment import normalisation
-from recipes.config import TrainConfig
 from recipes.data import Data
 from recipes.distill import DistillTask
-from recipes.distill_config import ONLINE, Distillation
 from recipes.errors import DistillError
 from recipes.models import build_model, check_logits
 from recipes.netaug import NetAugTask
 from recipes.objectives import check_batch, expand
-from recipes.runs import base_of, open_run, with_weights
 from recipes.schemes import build_scheme
-from recipes.teachers import FrozenTeacher, OnlineTeacher
+from recipes.teachers import ONLINE, FrozenTeacher, OnlineTeacher
+from recipes.training.config import TrainConfig
+from recipes.training.distillation import Distillation
+from recipes.training.finished import base_of, open_run, with_weights
 
 
 def teach(inner: TrainingTask, config: TrainConfig, data: Data, images: Tensor) -> TrainingTask:

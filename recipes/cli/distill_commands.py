@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from recipes.distill_options import add_teacher_options
+from recipes.cli.distill_options import add_teacher_options
 
 
 def add_distill_command(commands: Any) -> argparse.ArgumentParser:
     """`netaugfx distill`: `train` with a teacher; the caller says what runs it."""
-    from recipes.options import add_train_options
+    from recipes.cli.options import add_train_options
 
     parser = commands.add_parser(
         "distill",
@@ -65,7 +65,7 @@ def add_distill_command(commands: Any) -> argparse.ArgumentParser:
 
 def add_rank_command(commands: Any) -> None:
     """`netaugfx rank-augmentations`."""
-    from recipes.options import at_least
+    from recipes.cli.options import at_least
 
     parser = commands.add_parser(
         "rank-augmentations",
@@ -91,7 +91,7 @@ def add_rank_command(commands: Any) -> None:
 
 def add_evaluate_command(commands: Any) -> None:
     """`netaugfx evaluate`."""
-    from recipes.options import at_least
+    from recipes.cli.options import at_least
 
     parser = commands.add_parser(
         "evaluate",
@@ -124,7 +124,7 @@ def add_evaluate_command(commands: Any) -> None:
 
 
 def _add_machine_options(parser: argparse.ArgumentParser) -> None:
-    from recipes.options import at_least
+    from recipes.cli.options import at_least
 
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where")
     parser.add_argument("--threads", type=at_least(1), help="threads of torch on a CPU")
@@ -146,7 +146,7 @@ def _device(options: argparse.Namespace) -> Any:
 
 
 def _rank(options: argparse.Namespace) -> None:
-    from recipes.ranking import rank
+    from recipes.studies.ranking import rank
 
     schemes = options.schemes and [each.strip() for each in options.schemes.split(",")]
     rank(
@@ -169,7 +169,7 @@ def _rank(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from recipes.reevaluation import evaluate_run
+    from recipes.studies.reevaluation import evaluate_run
 
     evaluate_run(
         Path(options.run_directory),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from recipes.distill_config import PRESETS
-from recipes.distill_options import add_distill_options
+from recipes.cli.distill_options import add_distill_options
+from recipes.training.distillation import PRESETS
 
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:

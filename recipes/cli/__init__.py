@@ -14,12 +14,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from netaugfx.errors import NetAugFXError
-from recipes.distill_commands import (
+from recipes.cli.distill_commands import (
     add_distill_command,
     add_evaluate_command,
     add_rank_command,
 )
-from recipes.options import add_model_options, add_train_options, add_width_options
+from recipes.cli.options import add_model_options, add_train_options, add_width_options
 
 EXTRA = (
     "timm",
@@ -67,12 +67,12 @@ def _train(options: argparse.Namespace) -> None:
     import torch
     from rich.console import Console
 
-    from recipes.compare import compare, parse_arms, parse_seeds
-    from recipes.config import TrainConfig
-    from recipes.distill_options import method_and_distillation
+    from recipes.cli.distill_options import method_and_distillation
     from recipes.errors import RunError
     from recipes.models import parse_model_args
-    from recipes.training import Cadence, train
+    from recipes.studies.compare import compare, parse_arms, parse_seeds
+    from recipes.training.config import TrainConfig
+    from recipes.training.loop import Cadence, train
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -110,7 +110,7 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    from recipes.inspection import inspect_model, print_inspection
+    from recipes.cli.inspection import inspect_model, print_inspection
     from recipes.models import parse_model_args
 
     inspection = inspect_model(
@@ -130,14 +130,14 @@ def _inspect(options: argparse.Namespace) -> None:
 def _diagnose(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from recipes.diagnose import diagnose, print_diagnosis
+    from recipes.studies.diagnose import diagnose, print_diagnosis
 
     print_diagnosis(diagnose(options.run_directory), Console(), as_json=options.json)
 
 
 def _report(options: argparse.Namespace) -> None:
-    from recipes.checkpoint import write_atomically
-    from recipes.report import report, runs_in
+    from recipes.studies.report import report, runs_in
+    from recipes.training.checkpoint import write_atomically
 
     page = report([run for path in options.runs for run in runs_in(path)])
     write_atomically(options.out, page.encode())
@@ -205,7 +205,3 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("report.html"), metavar="FILE", help="the page to write"
     )
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -22,13 +22,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from recipes.checkpoint import write_json
-from recipes.config import TrainConfig
-from recipes.curves import draw_curves, interval, read_metrics, shown
-from recipes.data import near
-from recipes.errors import RunError
-from recipes.rundir import RunDirectory
-from recipes.training import train
+from recipes.errors import RunError, near
+from recipes.studies.curves import draw_curves, interval, read_metrics, shown
+from recipes.training.checkpoint import write_json
+from recipes.training.config import TrainConfig
+from recipes.training.loop import train
+from recipes.training.rundir import RunDirectory
 
 # What an arm changes in the run that the other options describe.
 ARMS: dict[str, dict[str, Any]] = {

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import netaugfx
-from recipes.config import TrainConfig
 from recipes.data import Data, near
 from recipes.errors import RunError
 from recipes.models import build_model
 from recipes.netaug import NetAugTask, Sampler
 from recipes.sandwich import SandwichTask
 from recipes.tinytl import add_lite_residuals, freeze
+from recipes.training.config import TrainConfig
 
 
 def fresh_model(config: TrainConfig, data: Data, pretrained: bool | None = None) -> nn.Module:

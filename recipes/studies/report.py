@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import netaugfx
-from recipes.curves import draw_curves, read_metrics
 from recipes.errors import RunError
-from recipes.rundir import RunDirectory
+from recipes.studies.curves import draw_curves, read_metrics
+from recipes.training.rundir import RunDirectory
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; }

@@ -1,0 +1,1 @@
+"""What one looks at when runs have ended: comparisons, diagnoses, rankings, reports."""
