@@ -396,6 +396,16 @@ class WideModel(nn.Module):
         self.statistics[config] = found
         self._bound = {key: b for key, b in self._bound.items() if key[1] != config}
 
+    def uncalibrate(self, config: Mapping[str, int]) -> None:
+        """Drop what `recalibrate` gave to the subnet at `config`; nothing happens where it gave nothing.
+
+        Raises:
+            ConfigError: As `at`.
+        """
+        config = self.plan.config(config)
+        if self.statistics.pop(config, None) is not None:
+            self._bound = {key: b for key, b in self._bound.items() if key[1] != config}
+
     def permute(
         self,
         orders: Mapping[str, Sequence[int]],
