@@ -19,7 +19,7 @@ class BatchStatistics(fx.Interpreter):
     """
 
     def __init__(self, program: Program) -> None:
-        super().__init__(fx.GraphModule(nn.Module(), program.graph))
+        super().__init__(nn.Module(), graph=program.graph)  # it is read, so nothing is compiled
         self.program = program
         self.batches = 0
         self.sums: dict[str, Tensor] = {}

@@ -380,8 +380,9 @@ class WideModel(nn.Module):
             runs: dict[int, BatchStatistics] = {}
             for batch in batches:
                 program, inputs = self.program(*arguments(batch))
-                run = runs.setdefault(id(program), BatchStatistics(program))
-                run.add(Bound(program, self._sources, config), inputs.tensors)
+                if id(program) not in runs:
+                    runs[id(program)] = BatchStatistics(program)
+                runs[id(program)].add(Bound(program, self._sources, config), inputs.tensors)
         finally:
             for m, flag in zip(self.base.modules(), flags, strict=True):
                 m.training = flag

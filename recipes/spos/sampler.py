@@ -6,6 +6,7 @@ killed goes on without repeating itself, and processes that share one do not pro
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from math import prod
@@ -182,16 +183,29 @@ def _below(n: int, generator: torch.Generator) -> int:
     return int(torch.randint(n, (), generator=generator))
 
 
+class Connection(sqlite3.Connection):
+    """A connection that does not wait for the disk: a killed process loses nothing, and a candidate
+    costs milliseconds to write instead of a third of a second."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.execute("PRAGMA journal_mode=WAL")
+        self.execute("PRAGMA synchronous=NORMAL")
+
+
 def open_storage(storage: Any) -> Any:
     """Optuna's storage: None in memory, a path of an SQLite file, an URL, or one that is opened already.
 
-    Several processes may share a file: a write waits up to a minute for others, and a candidate of
-    a process that died is given up after three.
+    Several processes of one machine may share a file: a write waits up to a minute for others, and
+    a candidate of a process that died is given up after three.
     """
     if storage is None or isinstance(storage, optuna.storages.BaseStorage):
         return storage
     url = str(storage) if "://" in str(storage) else f"sqlite:///{storage}"
-    waits = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+    own = {"connect_args": {"timeout": 60, "factory": Connection}}
     return optuna.storages.RDBStorage(
-        url, engine_kwargs=waits, heartbeat_interval=60, grace_period=180
+        url,
+        engine_kwargs=own if url.startswith("sqlite:") else {},
+        heartbeat_interval=60,
+        grace_period=180,
     )
