@@ -7,6 +7,7 @@ killed goes on without repeating itself, and processes that share one do not pro
 from __future__ import annotations
 
 import sqlite3
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from math import prod
@@ -203,9 +204,11 @@ def open_storage(storage: Any) -> Any:
         return storage
     url = str(storage) if "://" in str(storage) else f"sqlite:///{storage}"
     own = {"connect_args": {"timeout": 60, "factory": Connection}}
-    return optuna.storages.RDBStorage(
-        url,
-        engine_kwargs=own if url.startswith("sqlite:") else {},
-        heartbeat_interval=60,
-        grace_period=180,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # the heartbeat
+        return optuna.storages.RDBStorage(
+            url,
+            engine_kwargs=own if url.startswith("sqlite:") else {},
+            heartbeat_interval=60,
+            grace_period=180,
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sqlite3
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -146,20 +147,17 @@ def open_study(storage: Any, name: str, sampler: Any, identity: Mapping[str, Any
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     directions = ["maximize", "minimize"] if identity["method"] == "nsga2" else ["maximize"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # the heartbeat
-        try:
-            opened = open_storage(storage)
-            study = optuna.create_study(
-                storage=opened,
-                sampler=sampler,
-                study_name=name,
-                directions=directions,
-                load_if_exists=True,
-            )
-        except (SQLAlchemyError, RuntimeError) as error:
-            why = str(getattr(error, "orig", None) or error).splitlines()[0]
-            raise SearchError(f"{storage} cannot be used as a study file: {why}.") from error
+    try:
+        study = optuna.create_study(
+            storage=open_storage(storage),
+            sampler=sampler,
+            study_name=name,
+            directions=directions,
+            load_if_exists=True,
+        )
+    except (SQLAlchemyError, RuntimeError, sqlite3.Error) as error:
+        why = str(getattr(error, "orig", None) or error).splitlines()[0]
+        raise SearchError(f"{storage} cannot be used as a study file: {why}.") from error
     held = study.user_attrs.get("netaugfx")
     if held is None and study.get_trials(deepcopy=False):
         raise SearchError(f"{storage} holds a study {name!r} that is none of netaugfx's.")
