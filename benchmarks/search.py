@@ -389,7 +389,7 @@ def _methods(found: Mapping[str, Any]) -> list[str]:
             f"| {method} | {shown(row['best'])} | {gain} | {shown(row['test'])} | {interval(row['macs'])[0]:.2f} |"
         )
     return [
-        f"{found['trials']} candidates each, {len(random['best'])} search seed(s). Standard deviation of the score over "
+        f"{found['trials']} candidates each, {len(random['best'])} search seeds. Standard deviation of the score over "
         f"random candidates {found['spread']:.2f}, its standard error from the number of held-out images "
         f"{found['noise']:.2f}.",
         "",
