@@ -231,7 +231,7 @@ class GradientAlignment:
     def _gradient(self, config: Config, batches: Batches) -> Tensor:
         """The mean gradient at a config with respect to the base's Parameters, flat."""
         parameters = [p for p in self.wide.base_parameters() if p.requires_grad]
-        total = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
+        total = parameters[0].new_zeros(sum(p.numel() for p in parameters))
         generator = torch.Generator().manual_seed(self.seed)
         with as_it_was(self.wide, weights=config == self.wide.base_config):
             self.wide.train()

@@ -105,6 +105,12 @@ def search(
     sampler = Proposals(
         ceiling, method, seed=seed, population=population, top=top, mutation=mutation
     )
+    if sampler.all == []:
+        count = math.prod(len(sizes) for sizes in sampler.choices.values())
+        raise SearchError(
+            f"Nothing meets the constraint: none of the {count:,} configs does; the cheapest, the base, costs "
+            f"{ceiling.base_cost:,} {ceiling.measure}."
+        )
     identity = {
         "widths": {width: list(sizes) for width, sizes in sampler.choices.items()},
         "weights": digest(wide),
