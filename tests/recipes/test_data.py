@@ -204,21 +204,21 @@ def test_fine_grained_data_sets_of_torchvision(tmp_path: Path) -> None:
     pets, food = tmp_path / "oxford-iiit-pet", tmp_path / "food-101"
     for folder in (pets / "images", pets / "annotations", food / "meta"):
         folder.mkdir(parents=True)
-    for split, numbers in {"trainval": (1, 2, 3), "test": (4,)}.items():
+    for part, numbers in {"trainval": (1, 2, 3), "test": (4,)}.items():
         lines = []
         for label, name in enumerate(("Abyssinian", "Beagle"), start=1):
             for number in numbers:
                 Image.new("RGB", (40, 30)).save(pets / "images" / f"{name}_{number}.jpg")
                 lines.append(f"{name}_{number} {label} 1 1")
-        (pets / "annotations" / f"{split}.txt").write_text("\n".join(lines))
-    for split, numbers in {"train": (1, 2), "test": (3,)}.items():
+        (pets / "annotations" / f"{part}.txt").write_text("\n".join(lines))
+    for part, numbers in {"train": (1, 2), "test": (3,)}.items():
         held = {}
         for name in ("apple_pie", "waffles", "tacos"):
             (food / "images" / name).mkdir(parents=True, exist_ok=True)
             for number in numbers:
                 Image.new("RGB", (80, 96)).save(food / "images" / name / f"{number}.jpg")
             held[name] = [f"{name}/{number}" for number in numbers]
-        (food / "meta" / f"{split}.json").write_text(json.dumps(held))
+        (food / "meta" / f"{part}.json").write_text(json.dumps(held))
     for name, classes, size, train, validation in (
         ("OxfordIIITPet", 2, 32, 6, 2),
         ("Food101", 3, 64, 6, 3),
