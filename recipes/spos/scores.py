@@ -115,7 +115,9 @@ class BaseAfterNetAug:
 
     Args:
         epochs: passes over the kept training batches.
-        lr, momentum, weight_decay: of SGD.
+        lr: of SGD.
+        momentum: of SGD, Nesterov's.
+        weight_decay: of SGD.
         alpha: weight of the augmented loss.
         smoothing: of the labels.
         seed: of sampling.
