@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
 import netaugfx
 from netaugfx.errors import ConfigError
@@ -57,6 +58,25 @@ def test_what_is_no_max_config() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             netaugfx.widen(model(), max_config=sizes, example_inputs=X)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_recalibration_is_what_pytorch_does_to_the_plain_network(dtype: torch.dtype) -> None:
+    wide = netaugfx.widen(model().to(dtype), example_inputs=X.to(dtype))
+    batches = [
+        3 + torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(i)).to(dtype)
+        for i in (0, 1)
+    ]
+    plain = netaugfx.extract(wide, wide.max_config)
+    update_bn(batches, plain)
+    wide.recalibrate(wide.max_config, batches)
+    found = netaugfx.extract(wide, wide.max_config).state_dict()
+    norms = [name for name in found if "running" in name]
+    assert len(norms) == 2
+    tolerance = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: 2e-2}[dtype]
+    for name in norms:
+        expected = plain.state_dict()[name].to(found[name].dtype)
+        torch.testing.assert_close(found[name], expected, rtol=tolerance, atol=tolerance)
 
 
 def test_the_statistics_of_a_subnet_are_dropped_again() -> None:

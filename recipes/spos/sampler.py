@@ -96,28 +96,28 @@ class Proposals(BaseSampler):
 
     # ------------------------------------------------------------------------------------- proposals
 
-    def exhausted(self, study: Study) -> bool:
+    def exhausted(self, trials: Sequence[FrozenTrial]) -> bool:
         """Whether every config that meets the constraint has been evaluated, or has failed."""
-        if self.all is None:
-            return False
-        states = (TrialState.COMPLETE, TrialState.FAIL)
-        return len(self._known(study, states)) >= len(self.all)
+        ended = [each for each in trials if each.state != TrialState.RUNNING]
+        return self.all is not None and len(self._known(ended)) >= len(self.all)
 
-    def _known(self, study: Study, states: Sequence[TrialState]) -> set[tuple[Any, ...]]:
-        """The configs of the trials in these states; those that were killed do not count."""
+    def _known(self, trials: Sequence[FrozenTrial]) -> set[tuple[Any, ...]]:
+        """The configs of trials; those that were killed do not count."""
         return {
             tuple(trial.params.get(name) for name in self.choices)
-            for trial in study.get_trials(deepcopy=False, states=states)
+            for trial in trials
             if trial.state != TrialState.FAIL or "failure" in trial.user_attrs
         }
 
     def _new(self, study: Study, trial: FrozenTrial, generator: torch.Generator) -> Config:
-        known = self._known(study, (TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING))
+        trials = study.get_trials(deepcopy=False)
+        known = self._known(trials)
         propose: Callable[[], Config | None] = {
-            "evolution": lambda: self._evolved(study, trial, generator),
+            "evolution": lambda: self._evolved(best, trial.number, generator),
             "nsga2": lambda: self._nsga2(study, trial, generator),
             "random": lambda: None,
         }[self.method]
+        best = self._best(trials, trial.number) if self.method == "evolution" else []
 
         def is_new(config: Config) -> bool:
             return tuple(config[name] for name in self.choices) not in known
@@ -134,31 +134,27 @@ class Proposals(BaseSampler):
         left = [config for config in self.all or () if is_new(config)]
         return left[_below(len(left), generator)] if left else self.ceiling.draw(generator)
 
+    def _best(self, trials: Sequence[FrozenTrial], number: int) -> list[Mapping[str, int]]:
+        """The best candidates of all generations before that of trial `number`."""
+        start = number // self.population * self.population
+        before = [t for t in trials if t.number < start and t.state == TrialState.COMPLETE]
+        before.sort(key=lambda each: (-each.values[0], each.number))
+        return [each.params for each in before[: self.top]]
+
     def _evolved(
-        self, study: Study, trial: FrozenTrial, generator: torch.Generator
+        self, best: Sequence[Mapping[str, int]], number: int, generator: torch.Generator
     ) -> Config | None:
-        generation, place = divmod(trial.number, self.population)
-        before = [
-            each
-            for each in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-            if each.number < generation * self.population
-        ]
-        if not before:
+        if not best:
             return None
-        best = sorted(before, key=lambda each: (-each.values[0], each.number))[: self.top]
-
-        def parent() -> Mapping[str, int]:
-            return best[_below(len(best), generator)].params
-
         draws = torch.rand(len(self.choices), generator=generator).tolist()
-        first = parent()
-        if place < self.population // 2:
+        first = best[_below(len(best), generator)]
+        if number % self.population < self.population // 2:
             sizes = {
                 name: choices[_below(len(choices), generator)] if u < self.mutation else first[name]
                 for (name, choices), u in zip(self.choices.items(), draws, strict=True)
             }
         else:
-            second = parent()
+            second = best[_below(len(best), generator)]
             sizes = {
                 name: (first if u < 0.5 else second)[name]
                 for name, u in zip(self.choices, draws, strict=True)

@@ -7,7 +7,7 @@ import math
 import sqlite3
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,10 @@ from recipes.spos.scores import Images, build_score
 
 METHODS = ("evolution", "nsga2", "random")
 HOPELESS = 10  # failures without a single success, after which the search gives up
+
+
+class CandidateError(Exception):
+    """A candidate's evaluation failed: it is marked so, and the search goes on."""
 
 
 def search(
@@ -201,11 +205,16 @@ def _run(
 
     plan, two = sampler.plan, len(study.directions) == 2
 
-    def finished() -> tuple[int, int]:
-        states = (TrialState.COMPLETE, TrialState.FAIL)
-        ended = study.get_trials(deepcopy=False, states=states)
-        complete = sum(each.state == TrialState.COMPLETE for each in ended)
-        return complete, sum("failure" in each.user_attrs for each in ended)
+    def counted(held: Sequence[Any]) -> tuple[int, int]:
+        """How many are complete, and how many have failed: those that were killed have not."""
+        complete = sum(each.state == TrialState.COMPLETE for each in held)
+        return complete, sum(
+            "failure" in each.user_attrs for each in held if each.state == TrialState.FAIL
+        )
+
+    def tell(what: Candidate | str) -> None:
+        if told is not None:
+            told(sum(counted(study.get_trials(deepcopy=False))) + 1, what)
 
     def objective(trial: Any) -> Any:
         config = plan.config(
@@ -221,25 +230,23 @@ def _run(
                 raise SearchError(f"its score is {value}")
         except Exception as error:  # an evaluation may raise anything, and the study goes on
             trial.set_user_attr("failure", f"{type(error).__name__}: {error}")
-            if told is not None:
-                told(sum(finished()) + 1, f"{trial.number}: {error}")
-            raise
+            tell(f"{trial.number}: {error}")
+            raise CandidateError from error
         seconds = time.perf_counter() - started
         trial.set_user_attr("cost", cost)
         trial.set_user_attr("seconds", seconds)
-        if told is not None:
-            told(sum(finished()) + 1, Candidate(trial.number, config, value, cost, seconds))
+        tell(Candidate(trial.number, config, value, cost, seconds))
         return (value, cost) if two else value
 
     def enough() -> bool:
-        complete, failed = finished()
+        held = study.get_trials(deepcopy=False)
+        complete, failed = counted(held)
         if not complete and failed >= min(HOPELESS, trials):
-            last = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-            why = [each.user_attrs["failure"] for each in last if "failure" in each.user_attrs][-1]
+            why = [each.user_attrs["failure"] for each in held if "failure" in each.user_attrs][-1]
             raise SearchError(
                 f"All of the first {failed} candidates have failed; the last one: {why}."
             )
-        return complete + failed >= trials or sampler.exhausted(study)
+        return complete + failed >= trials or sampler.exhausted(held)
 
     def stop(study: Any, _: Any) -> None:
         if enough():
@@ -248,4 +255,4 @@ def _run(
     if not enough():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Optuna, on its experimental heartbeat
-            study.optimize(objective, callbacks=[stop], catch=(Exception,))
+            study.optimize(objective, callbacks=[stop], catch=(CandidateError,))

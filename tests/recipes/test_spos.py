@@ -344,16 +344,15 @@ def test_a_search_keeps_to_its_constraint_and_repeats_nothing(method: str) -> No
 
 def test_evolution_comes_nearer_than_chance() -> None:
     wide = widened(diversity=6)
-    for seed in range(2):
-        target = wide.sample(torch.Generator().manual_seed(seed))
-        best = {
-            method: search(
-                wide, partial(nearness, target), trials=150, population=20, top=5, seed=seed, method=method
-            ).best.value
-            for method in ("evolution", "nsga2", "random")
-        }  # fmt: skip
-        assert best["evolution"] > best["random"]
-        assert best["nsga2"] > best["random"]
+    target = wide.sample(torch.Generator().manual_seed(0))
+    best = {
+        method: search(
+            wide, partial(nearness, target), trials=150, population=20, top=5, method=method
+        ).best.value
+        for method in ("evolution", "nsga2", "random")
+    }
+    assert best["evolution"] > best["random"]
+    assert best["nsga2"] > best["random"]
 
 
 def test_a_generation_is_half_mutations_and_half_crossovers_of_the_best() -> None:
@@ -383,9 +382,9 @@ def test_a_small_space_is_searched_once_and_whole() -> None:
 def test_a_study_goes_on_as_if_it_had_never_stopped(method: str, tmp_path: Path) -> None:
     wide = widened(diversity=4)
     target = wide.sample()
-    options: dict[str, Any] = {"population": 6, "method": method, "constraint": "4x"}
-    whole = search(wide, partial(nearness, target), trials=24, **options)
-    for trials in (9, 24):
+    options: dict[str, Any] = {"population": 5, "method": method, "constraint": "4x"}
+    whole = search(wide, partial(nearness, target), trials=15, **options)
+    for trials in (8, 15):
         file = tmp_path / "studies.db"
         found = search(wide, partial(nearness, target), trials=trials, storage=file, **options)
     configs = [each.config for each in found.candidates]
@@ -396,7 +395,7 @@ def test_a_study_goes_on_as_if_it_had_never_stopped(method: str, tmp_path: Path)
     held = optuna.load_study(
         study_name=method, storage=f"sqlite:///{file}"
     )  # as the dashboard does
-    assert len(held.trials) == 24
+    assert len(held.trials) == 15
     assert held.trials[0].params == dict(configs[0])
 
 
