@@ -95,7 +95,7 @@ class Solver:
         self.weights: dict[str, OpenAxis] = {}  # of convolution and linear layers: output channels
         self.touched: list[tuple[str, OpenAxis]] = []
         self.ordered: list[OpenAxis] = []
-        self.numbers: list[tuple[str, list[OpenAxis]]] = []
+        self.numbers: list[tuple[str, list[OpenAxis], OpenAxis]] = []
         self.opaque: dict[str, str] = {}
 
     def parameter(self, name: str) -> Typed | None:
@@ -289,12 +289,16 @@ class Solver:
                 self.summed_factors.append((name, axis, of))
         self.fills.update(op.filled)
         self.weights.update({name or f"computed for {node.name}": a for name, a in op.layers})
-        for path in op.numbers:
+        for path, unless in op.numbers.items():
             source = _argument(node, path)
             if isinstance(source, fx.Node) and isinstance(source.meta["val"], int | float):
                 axes_read = _read(source, typed)
-                typing.numbers.setdefault(node, {})[path] = (source.meta["val"], axes_read)
-                self.numbers.append((where(node), axes_read))
+                typing.numbers.setdefault(node, {})[path] = (
+                    source.meta["val"],
+                    axes_read,
+                    unless,
+                )
+                self.numbers.append((where(node), axes_read, unless))
         return _join(value, axes), op.counts
 
     def _call(self, call: Call, value: Any, node: fx.Node, typing: Typing) -> Any:
@@ -334,8 +338,12 @@ class Solver:
 
         A number of channel counts alone stays the base's; of an image's size, it must follow.
         """
-        for here, axes in self.numbers:
-            if any(elastic(a) for a in axes) and any(not variables(resolve(a)) for a in axes):
+        for here, axes, unless in self.numbers:
+            if (
+                not elastic(unless)
+                and any(elastic(a) for a in axes)
+                and any(not variables(resolve(a)) for a in axes)
+            ):
                 for axis in axes:
                     pin(axis, f"{here} computes with its length and that of another axis at once")
 
