@@ -96,6 +96,7 @@ class Solver:
         self.touched: list[tuple[str, OpenAxis]] = []
         self.ordered: list[OpenAxis] = []
         self.numbers: list[tuple[str, list[OpenAxis], OpenAxis]] = []
+        self.computed: list[tuple[str, dict[Path, OpenAxis], Path, list[OpenAxis]]] = []
         self.opaque: dict[str, str] = {}
 
     def parameter(self, name: str) -> Typed | None:
@@ -299,6 +300,10 @@ class Solver:
                     unless,
                 )
                 self.numbers.append((where(node), axes_read, unless))
+        for path in op.counts:
+            source = _argument(node, path) if path in op.computed else None
+            if isinstance(source, fx.Node):
+                self.computed.append((op.where, op.counts, path, _read(source, typed)))
         return _join(value, axes), op.counts
 
     def _call(self, call: Call, value: Any, node: fx.Node, typing: Typing) -> Any:
@@ -336,8 +341,23 @@ class Solver:
     def keep_numbers(self) -> None:
         """Pin what is computed with as a number together with lengths that are not channel counts.
 
-        A number of channel counts alone stays the base's; of an image's size, it must follow.
+        A number of channel counts alone stays the base's; of an image's size, it must follow. A length such as
+        `B * C * H` follows by itself where it is computed from the widths of its own axis, and is no number then.
         """
+        for here, counts, path, read in self.computed:
+            axis = resolve(counts[path]) if path in counts else ()
+            own = {v for v in variables(axis) if v.reason is None}
+            if not own or all(len(segment) == 1 for segment in axis):
+                continue
+            plain = [one for one in map(resolve, read) if not variables(one)]
+            if {v for one in read for v in variables(resolve(one)) if v.reason is None} == own:
+                del counts[path]
+            elif plain:
+                for one in (axis, *read):
+                    pin(
+                        one,
+                        f"{here} computes its length from that of other channels and an image's size",
+                    )
         for here, axes, unless in self.numbers:
             if (
                 not elastic(unless)

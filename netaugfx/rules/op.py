@@ -161,8 +161,11 @@ class Op:
 
         A length inside an argument that the graph computes whole (`x.shape`) follows by itself.
         """
-        if not any(path[:n] in self.derived for n in range(1, len(path))):
+        if not self._within_computed(path):
             self.counts[path] = axis
+
+    def _within_computed(self, path: Path) -> bool:
+        return any(path[:n] in self.derived for n in range(1, len(path)))
 
     def number(self, path: Path, unless: OpenAxis = ()) -> None:
         """Say that the argument at `path` is a number that elements are computed with, or a length that stays.
@@ -170,7 +173,8 @@ class Op:
         Where it was computed from channel counts (`q / math.sqrt(q.shape[-1])`), subnets keep the base's number;
         not so where it is the length of an axis that grows, `unless`.
         """
-        self.numbers[path] = unless
+        if not self._within_computed(path):
+            self.numbers[path] = unless
 
     def made(self, paths: Sequence[Path]) -> list[OpenAxis]:
         """Return axes that the operator makes with the lengths at `paths`: they follow the axes that they are read of.
