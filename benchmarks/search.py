@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy
 import torch
-from distill import write_images
+from images import write_images
 from rich.console import Console
 from scipy import stats
 
