@@ -123,6 +123,10 @@ class TrainConfig:
                 raise RunError(f"{name} is a share from 0 to 1; {getattr(self, name)!r} came.")
         if not 0 <= self.hold_out < 1:
             raise RunError(f"hold_out is a share from 0 to below 1; {self.hold_out!r} came.")
+        if self.method == "spos" and self.coupling == "expand":
+            raise RunError("Single paths draw each width by itself: give no --coupling expand.")
+        if not isinstance(self.max_config, Mapping | None):
+            raise RunError(f"max_config maps widths to sizes; {self.max_config!r} came.")
         if self.max_config is not None and (self.ratios or self.coupling == "expand"):
             raise RunError("max_config says how far each width grows: give no ratios or coupling.")
         if self.ema is not None and not 0 < self.ema < 1:

@@ -94,6 +94,10 @@ def test_a_run_grows_to_the_config_that_it_is_given(files: Path, tmp_path: Path)
     assert again["epochs"] == 1
     with pytest.raises(RunError, match="give no ratios or coupling"):
         replace(config, coupling="expand")
+    with pytest.raises(RunError, match="max_config maps widths to sizes; 'file' came"):
+        replace(config, max_config="file")
+    with pytest.raises(RunError, match="Single paths draw each width by itself"):
+        replace(config, max_config=None, method="spos", coupling="expand")
     with pytest.raises(RunError, match="hold_out is a share from 0 to below 1"):
         replace(config, hold_out=1.0)
     plain = small_config(files, "netaug").identity()
