@@ -6,7 +6,7 @@ many tensors together in one autograd node, since in small networks the calls co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import compress
 from typing import Any
 
@@ -144,7 +144,7 @@ def _pieces(
     return views
 
 
-def joined(joins: Sequence[Join], tensors: Sequence[Sequence[Tensor]]) -> Sequence[Tensor]:
+def joined(joins: Sequence[Join], tensors: Iterable[Sequence[Tensor]]) -> Sequence[Tensor]:
     """Return a subnet's tensors, new ones: each of a base's and of the blocks that its join uses."""
     flat = [t for each in tensors for t in each]
     if torch.is_grad_enabled() and any(t.requires_grad for t in flat):

@@ -89,18 +89,20 @@ class Bound:
         self.modules = [sources.module(path) for path in program.modules]
         self.constants = program.traced.constants
         self.device = next((p.device for p in sources.base.parameters()), torch.device("cpu"))
-        self.sources: list[Source] = []
         own = statistics or {}
-        for site in program.sites:
-            source = layout.source(site.name)
-            if site.name in own:
-                source = partial(own.get, site.name)
-            self.sources.append(partial(_copy, source) if site.private else source)
-        self.groups: dict[int, tuple[list[int], Group]] = {}
+        self.groups: dict[int, Group] = {}
         for sites in program.groups:
-            sites = [i for i in sites if program.sites[i].name not in own]
-            group = layout.group([program.sites[i].name for i in sites])
-            self.groups.update({sites[k]: (sites, group) for k in group.places})
+            group = layout.group((i, program.sites[i].name) for i in sites)
+            self.groups.update(dict.fromkeys(group.items, group))
+        self.sources: dict[int, Source] = {}
+        for i, site in enumerate(program.sites):
+            if site.name in own:
+                self.groups.pop(i, None)
+            if i not in self.groups:
+                source = layout.source(site.name)
+                if site.name in own:
+                    source = partial(own.get, site.name)
+                self.sources[i] = partial(_copy, source) if site.private else source
         self.made: dict[int, Tensor] | None = None
         self.run = program.own_run()
 
@@ -112,11 +114,12 @@ class Bound:
 
     def tensor(self, i: int) -> Tensor | None:
         """Return the Parameter or buffer of site `i` at this config."""
-        if self.made is None or i not in self.groups or not eager():
+        if i in self.sources:
             return self.sources[i]()
+        if self.made is None or not eager():
+            return self.groups[i].alone(i)
         if i not in self.made:
-            sites, group = self.groups[i]
-            self.made.update({sites[k]: t for k, t in group()})
+            self.made.update(self.groups[i].together())
         return self.made.get(i)
 
 

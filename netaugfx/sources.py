@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -105,7 +105,9 @@ class Layout:
     """Where the tensors of one config come from."""
 
     def __init__(self, sources: Sources, config: Config) -> None:
-        self.sources, self.config = sources, config
+        self.sources = sources
+        plan = sources.plan
+        self.sizes = dict(plan.base_config), dict(config), dict(plan.max_config)
         self._places: dict[int, Place] = {}
         self._joins: dict[Any, Join | None] = {}
 
@@ -117,15 +119,15 @@ class Layout:
             return stored.as_it_is
         return partial(stored.alone if stored.form.fill is None else stored.filled, join)
 
-    def group(self, names: Sequence[str]) -> Group:
-        """Return what puts those of the tensors `names` together that are made of blocks at this config."""
-        group = Group()
-        for k, name in enumerate(names):
+    def group(self, names: Iterable[tuple[int, str]]) -> Group:
+        """Return those of the tensors `names`, by number, that are made of blocks at this config."""
+        items = {}
+        for i, name in names:
             stored = self.sources.stored(name)
             join = self._join(stored)
             if join is not None and stored.form.fill is None:
-                group.items.append((k, stored, join))
-        return group
+                items[i] = stored, join
+        return Group(items)
 
     def _join(self, stored: _Stored) -> Join | None:
         key = stored.order
@@ -140,26 +142,23 @@ class Layout:
     def _place(self, axis: Axis, k: int) -> Place:
         found = self._places.get(k)
         if found is None:
-            plan = self.sources.plan
-            found = Place(extent(axis, plan.base_config, self.config, plan.max_config))
-            self._places[k] = found
+            found = self._places[k] = Place(extent(axis, *self.sizes))
         return found
 
 
 class Group:
-    """Tensors of one config that are put together at once."""
+    """Tensors of one config, by number, that may be put together at once."""
 
-    def __init__(self) -> None:
-        self.items: list[tuple[int, _Stored, Join]] = []
+    def __init__(self, items: dict[int, tuple[_Stored, Join]]) -> None:
+        self.items = items
 
-    @property
-    def places(self) -> list[int]:
-        """Which of the names of the group are put together."""
-        return [k for k, _, _ in self.items]
+    def alone(self, i: int) -> Tensor | None:
+        """Return one of the tensors."""
+        stored, join = self.items[i]
+        return stored.alone(join)
 
-    def __call__(self) -> list[tuple[int, Tensor]]:
-        """Return the tensors with their places among the names of the group; what the base lacks is left out."""
-        found = [(k, join, stored.parts(join)) for k, stored, join in self.items]
-        some = [(k, join, parts) for k, join, parts in found if parts is not None]
-        made = joined([join for _, join, _ in some], [parts for _, _, parts in some])
-        return [(k, t) for (k, _, _), t in zip(some, made, strict=True)]
+    def together(self) -> dict[int, Tensor]:
+        """Return all of the tensors that the base has."""
+        parts = {i: stored.parts(join) for i, (stored, join) in self.items.items()}
+        some = {i: each for i, each in parts.items() if each is not None}
+        return dict(zip(some, joined([self.items[i][1] for i in some], some.values()), strict=True))
