@@ -80,7 +80,8 @@ def agree_together(
     both = []
     for made in (found, expected):
         for _ in range(2):  # the second time added to what is there
-            torch.autograd.backward([made[i] for i in learns], weights, retain_graph=True)
+            given = [weight.clone() for weight in weights]  # torch lets gradients be views of them
+            torch.autograd.backward([made[i] for i in learns], given, retain_graph=True)
         both.append([p.grad for p in parameters])
         for p in parameters:
             p.grad = None
