@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd, prod
+from typing import NamedTuple
 
 Factor = int | str
 Segment = tuple[
@@ -33,8 +34,7 @@ def widths_of(axis: Axis) -> Iterator[str]:
     return (f for segment in axis for f in segment if isinstance(f, str))
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """A contiguous stretch of an axis at a config: `length` elements, of the base or new, from `start` on."""
 
     new: bool
@@ -84,33 +84,43 @@ def extent(
     full: list[tuple[int, int]] = []
     base_at = new_at = full_at = 0
     for segment in axis:
-        at = next((i for i, f in enumerate(segment) if isinstance(f, str)), None)
-        if at is None:
-            n = size((segment,), {})
-            _add(runs, False, base_at, n)
-            _join(full, full_at, n)
-            base_at, full_at = base_at + n, full_at + n
-            continue
-        name = segment[at]
-        assert isinstance(name, str)
-        outer = size((segment[:at],), {})
-        inner = size((segment[at + 1 :],), {})
-        b, c, m = base[name] * inner, config[name] * inner, largest[name] * inner
+        name, outer, inner = _parts(segment)
+        if name is None:
+            b = c = m = inner
+        else:
+            b, c, m = base[name] * inner, config[name] * inner, largest[name] * inner
         for _ in range(outer):
             _add(runs, False, base_at, b)
-            _add(runs, True, new_at, c - b)
+            if c > b:
+                _add(runs, True, new_at, c - b)
             _join(full, full_at, c)
             base_at, new_at, full_at = base_at + b, new_at + m - b, full_at + m
     return Extent(tuple(runs), tuple(full), base_at, new_at)
 
 
+def _parts(segment: Segment) -> tuple[str | None, int, int]:
+    """Return the width of `segment` and the products before and behind it; without a width, 1 and the length."""
+    if len(segment) == 1:
+        f = segment[0]
+        return (f, 1, 1) if isinstance(f, str) else (None, 1, f)
+    name, outer, inner = None, 1, 1
+    for f in segment:
+        if isinstance(f, str):
+            name, outer, inner = f, inner, 1
+        else:
+            inner *= f
+    return name, outer, inner
+
+
 def _add(runs: list[Run], new: bool, start: int, length: int) -> None:
     if length == 0:
         return
-    if runs and runs[-1].new == new and runs[-1].start + runs[-1].length == start:
-        runs[-1] = Run(new, runs[-1].start, runs[-1].length + length)
-    else:
-        runs.append(Run(new, start, length))
+    if runs:
+        last_new, last_start, last_length = runs[-1]
+        if last_new == new and last_start + last_length == start:
+            runs[-1] = Run(new, last_start, last_length + length)
+            return
+    runs.append(Run(new, start, length))
 
 
 def _join(full: list[tuple[int, int]], start: int, length: int) -> None:
@@ -169,6 +179,9 @@ def length(axis: OpenAxis) -> int:
 
 
 def _length(segment: OpenSegment) -> int:
+    if len(segment) == 1:
+        f = segment[0]
+        return f if isinstance(f, int) else f.size
     return prod(f if isinstance(f, int) else f.size for f in segment)
 
 
@@ -227,6 +240,8 @@ def times(outer: int, axis: OpenAxis, inner: int) -> OpenAxis:
 
 def resolve(axis: OpenAxis) -> OpenAxis:
     """Return `axis` with bound variables replaced, sums distributed and numbers multiplied out."""
+    if _resolved(axis):
+        return axis
     segments: list[OpenSegment] = []
     for segment in axis:
         first = segment[0] if segment else 1
@@ -245,6 +260,24 @@ def resolve(axis: OpenAxis) -> OpenAxis:
     return tuple(merged)
 
 
+def _resolved(axis: OpenAxis) -> bool:
+    """Return whether `axis` is a sum of free variables and numbers, no two of these side by side."""
+    number = False
+    for segment in axis:
+        if len(segment) != 1:
+            return False
+        f = segment[0]
+        if isinstance(f, int):
+            if number:
+                return False
+            number = True
+        elif f.bound is None:
+            number = False
+        else:
+            return False
+    return True
+
+
 def _resolve(segment: OpenSegment) -> list[OpenSegment]:
     done: list[OpenFactor] = []
     for i, factor in enumerate(segment):
@@ -254,7 +287,7 @@ def _resolve(segment: OpenSegment) -> list[OpenSegment]:
         if factor.bound is None:
             done.append(factor)
             continue
-        parts = resolve(factor.bound)
+        parts = factor.bound = resolve(factor.bound)  # the way is short the next time
         rest = segment[i + 1 :]
         if len(parts) == 1:
             return _resolve((*done, *parts[0], *rest))

@@ -293,7 +293,7 @@ class WideModel(nn.Module):
         if config == self.plan.base_config:
             return self.base(*args, **kwargs)
         bound, tensors = self.prepared(config, args, kwargs)
-        return bound.run(bound, *tensors)
+        return bound.run(bound.begin(), *tensors)
 
     @step_over
     def _run_active(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

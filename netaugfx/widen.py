@@ -22,7 +22,7 @@ from .parts import Example, WideParts, calls_of, join, part_of
 from .plan import Amount, Plan, with_choices
 from .rules import is_leaf, resize
 from .solve import OUTPUT
-from .trace import Traced, trace
+from .trace import Remembered, Traced, trace
 from .verify import culprits
 from .verify import verify as check
 
@@ -267,16 +267,18 @@ def _traces(model: nn.Module, example: Example) -> tuple[list[Traced], Example]:
     examples = [example]
     if leaves and all(t.dim() > 1 and t.shape[0] == 1 for t in leaves):
         examples.insert(0, _on_meta(example, batch=2))  # a norm cannot train on a batch of one
+    remembered = Remembered()
     for i, (args, kwargs) in enumerate(examples):
         try:
-            first = trace(model, args, kwargs, is_leaf=is_leaf)
+            first = trace(model, args, kwargs, is_leaf=is_leaf, remembered=remembered)
             break
         except NetAugFXError:
             if i + 1 == len(examples):
                 raise
     other = copy.deepcopy(first.root)
     other.train(not other.training)
-    return [first, trace(other, args, kwargs, is_leaf=is_leaf)], (args, kwargs)
+    second = trace(other, args, kwargs, is_leaf=is_leaf, remembered=remembered)
+    return [first, second], (args, kwargs)
 
 
 def _on_meta(example: Any, batch: int | None = None) -> Example:

@@ -24,6 +24,7 @@ ORDER = [
     "solve",
     "infer",
     "blocks",
+    "joins",
     "sources",
     "rewrite",
     "calibrate",

@@ -134,6 +134,9 @@ class Op:
 
     def unify(self, a: OpenAxis, b: OpenAxis) -> None:
         """Say that `a` and `b` are the same channels."""
+        a, b = resolve(a), resolve(b)
+        if a == b:
+            return
         why = f"{self.where} combines it with {_fault(a, b)}"
         _, again, cause = why.partition(f", since {self.where} ")
         unify(a, b, f"{self.where} {cause}" if again else why)

@@ -136,7 +136,9 @@ def _device(options: argparse.Namespace) -> Any:
     import torch
 
     from recipes.errors import RunError
+    from recipes.memory import keep_memory
 
+    keep_memory()
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.device == "cuda" and not torch.cuda.is_available():
