@@ -247,7 +247,7 @@ class WideModel(nn.Module):
             if key not in self._pools:
                 draw = self._drawing(kinds, budget, None)
                 seed = own_seed("pool", self._seed)
-                self._pools[key] = pool_of(pool, draw, self.plan.base_config, seed)
+                self._pools[key] = pool_of(pool, draw, self.plan, kinds, budget, seed)
             return partial(choose, self._pools[key])
         if budget is None:
             return partial(uniform, self.plan, kinds)
