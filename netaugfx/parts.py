@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from .axes import Axis
 from .blocks import Rooms
+from .checks import check_state
 from .cost import Cost, Term
 from .errors import ConfigError, NetAugFXError, TraceError
 from .model import WideModel
@@ -58,10 +59,8 @@ class WideParts(WideModel):
     def load_base(self, state_dict: Mapping[str, Any]) -> None:
         """Load a checkpoint of the user's model, strictly."""
         blocks = {name for name, _ in self.named_augmented_parameters()}
-        missing, unexpected = self.base.load_state_dict(state_dict, strict=False)
-        missing = [name for name in missing if name not in blocks]
-        if missing or unexpected:
-            raise RuntimeError(f"load_base: missing {missing}, unexpected {unexpected}.")
+        check_state(self.base, state_dict, blocks)
+        self.base.load_state_dict(state_dict, strict=False)
 
     def named_base_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the base's Parameters with the names that they have in the user's model."""

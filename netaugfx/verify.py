@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from .checks import seed_of
 from .containment import base_part, close, first_spoilt
 from .contract import both_modes, extract
 from .errors import ExtractError, NetAugFXError, VerifyError
@@ -60,7 +61,7 @@ def verify(
     2: the base computes the same before and after a subnet ran, and a subnet's pass leaves its buffers alone.
     3: the subnet at a config computes what `extract` gives, outputs and gradients of shared Parameters.
     4: with the blocks zeroed that carry new inputs into base outputs, the base channels of every tensor in the
-       subnet are what the base computes.
+       subnet are what the base computes, with its own statistics of batch norm.
 
     Args:
         wide: What to check.
@@ -85,7 +86,9 @@ def verify(
             raise VerifyError(
                 f"verify needs finite values: '{name}' holds NaN or inf; mend it, or use verify=False."
             )
-    generator = torch.Generator().manual_seed(seed)
+    if isinstance(configs, Mapping) or not isinstance(configs, Iterable | None):
+        raise VerifyError(f"verify: configs must be a list of configs; {configs!r} came.")
+    generator = torch.Generator().manual_seed(seed_of(seed, "verify"))
     chosen = (
         (wide.max_config, wide.sample(generator))
         if configs is None
@@ -256,6 +259,8 @@ class _Judge:
 
     def law_4(self, config: Config) -> str | None:
         wide, plan = self.wide, self.wide.plan
+        wide.statistics.clear()  # a recalibrated subnet normalises base channels otherwise
+        wide._bound.clear()
         with torch.no_grad():
             for name, summed in plan.contracted.items():
                 path, _, leaf = name.rpartition(".")
