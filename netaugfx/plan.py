@@ -102,7 +102,8 @@ class Plan:
         fills: Buffer name -> the value of new elements, where the operator fixes it (batch norm: 0 and 1).
         opaque: Module path -> why it was left as it is.
         elastic_share: Elastic output channels of convolution and linear layers over all of their output
-            channels, those of the network's outputs left out; 1.0 where there are none.
+            channels, those of the network's outputs left out; 1.0 where there are none. Of a model in parts, the
+            outputs of the parts are left out, and every layer outside of them counts.
         flow: The layers in graph order, each with what flows into it.
     """
 

@@ -175,7 +175,7 @@ def _inferred(
         except RuntimeError:  # it cannot be copied either
             raise error from None
         plans = dict(_children(model, "", calls, keep, pins))
-        if not plans:
+        if not any(made.widths for made in plans.values()):
             raise
         return join(model, plans, why), example
 
@@ -187,7 +187,7 @@ def _children(
     keep: tuple[str, ...],
     pins: Mapping[str, str],
 ) -> Iterator[tuple[str, Plan]]:
-    """Yield the plans of the largest traceable modules below `model` in which something can grow."""
+    """Yield the plans of the largest traceable modules below `model`."""
     for name, child in model.named_children():
         path = f"{prefix}{name}"
         if path in calls and not is_leaf(child, path):
@@ -202,7 +202,7 @@ def _children(
                 made, _ = infer(_traces(child, calls[path])[0], keep=globs, pins=mine)
             except NetAugFXError:
                 made = None
-            if made is not None and made.widths:
+            if made is not None and (made.widths or not made.opaque):
                 yield path, made
                 continue
         yield from _children(child, f"{path}.", calls, keep, pins)

@@ -53,6 +53,10 @@ def masked(x: Tensor) -> Tensor:
     return x
 
 
+def shuffled(x: Tensor) -> Tensor:
+    return x.unflatten(1, (2, 3)).transpose(1, 2).flatten(1, 2)
+
+
 def zeros_beside(x: Tensor) -> Tensor:
     batch, channels, height, width = x.shape
     return torch.cat([x, x.new_zeros(batch, channels, height, width)], 1)
@@ -264,6 +268,9 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
     "cut in two": (lambda x: torch.cat(torch.tensor_split(x, 2, dim=1)[::-1], 1), (X,), 1),
     "cut by a number": (lambda x: torch.cat(x.tensor_split(x.shape[1] // 3, 1)[::-1], 1), (X,), 1),
     "chunks by a number": (lambda x: torch.cat(x.chunk(x.shape[1] // 3, 1)[::-1], 1), (X,), 1),
+    "unequal chunks": (lambda x: torch.cat(x.chunk(3, -1)[::-1], -1), (TOKENS,), -1),
+    "unequal chunks of a length": (lambda x: torch.cat(x.split(3, -1)[::-1], -1), (TOKENS,), -1),
+    "unequal parts": (lambda x: torch.cat(x.tensor_split(5, -1)[::-1], -1), (TOKENS,), -1),
     "cut at places": (lambda x: torch.cat(x.tensor_split([1, 4], dim=1)[::-1], 1), (X,), 1),
     "hsplit": (lambda x: torch.cat(torch.hsplit(x, [1, -2])[::-1], 1), (X,), 1),
     "vsplit and dsplit": (lambda x: torch.cat([x.vsplit(2)[0], x.dsplit(2)[1][:1].repeat(1, 1, 2, 1)]), (X,), 1),
@@ -378,6 +385,9 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
 BESIDE = {
     "eca": ("merges it with another elastic axis",),
     "flatten two": ("it multiplies another width",),
+    "unequal chunks": ("makes its parts unequal, by channels whose number stays",),
+    "unequal chunks of a length": ("makes its parts unequal, by channels whose number stays",),
+    "unequal parts": ("makes its parts unequal, by channels whose number stays",),
     "diff": ("begins with its first element",),
     "diff of two": ("begins with its first element",),
     "one channel, expanded": ("expand() repeats it",),
@@ -430,7 +440,10 @@ PINNED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "index_select": (lambda x: x.index_select(1, PICKED), "index_select() picks channels of it by their numbers"),
     "gather": (lambda x: x.gather(1, torch.zeros_like(x).long()), "gather() picks elements along it by their numbers"),
     "take": (lambda x: x * x.take(PICKED)[0], "take() addresses elements by their numbers"),
-    "tensor_split": (lambda x: x.tensor_split(4, 1)[0], "tensor_split() cuts it into unequal parts of a fixed number"),
+    "chunk": (lambda x: torch.cat(x.chunk(4, 1)[::-1], 1), "chunk() cuts it into 4 parts, which it is too short for"),
+    "tensor_split": (lambda x: x.tensor_split(7, 1)[0], "cuts it into 7 parts, which it is too short for"),
+    "shuffled and cut": (lambda x: torch.cat(shuffled(x).chunk(2, 1)[::-1], 1),
+                         "chunk() cuts it into 2 equal parts, which its 3 groups of 2 channels do not divide into"),
     "unbind": (lambda x: torch.stack(x.unbind(1), 1), "unbind() takes it apart"),
     "roll": (lambda x: x.roll(1, 1), "roll() rolls it"),
     "out=": (written_out, "add() writes to its out= argument"),
