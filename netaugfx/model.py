@@ -412,8 +412,8 @@ class WideModel(nn.Module):
         """Reorder the channels of whole widths, in place; the widest subnet computes what it did, the base does not.
 
         Running statistics of batch norm belong to the base: its new channels start from mean 0 and variance 1, to be
-        refreshed by `torch.optim.swa_utils.update_bn`. Those of the recalibrated widest subnet go along, those of
-        other subnets are dropped.
+        refreshed by `torch.optim.swa_utils.update_bn`. So in eval mode the widest subnet computes what it did only if
+        it has been recalibrated: its own statistics go along. Those of other subnets are dropped.
 
         Args:
             orders: Width name -> a permutation of the channels of its largest size: channel i is what was `order[i]`.

@@ -484,7 +484,7 @@ PINNED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "unfolded": (Across(lambda x: F.unfold(x, 2)), "slides over it"),
     "folded": (lambda x: F.fold(x[..., 0].mT, (4, 3), 2)[..., 0], "slides over it"),
     "unpooled": (Across(Unpooled()), "pools over it"),
-    "unpooled at given places": (Across(lambda x: F.max_unpool2d(x, PLACES.to(x.device), 2)), "unpool2d() pools over it"),
+    "unpooled at given places": (Across(lambda x: F.max_unpool2d(x, PLACES.to(x.device), 2)), "pools over it"),
     "a part, gathered": (lambda x: x.gather(0, torch.zeros(1, 3, 4, 4, dtype=torch.int64, device=x.device)),
                          "gather() takes a part of it"),
     "cut into empty parts": (lambda x: torch.cat(x.tensor_split([2, 2, 4], 1), 1), "into parts, some of them empty"),
