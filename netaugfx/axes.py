@@ -402,6 +402,10 @@ def _match(x: OpenSegment, y: OpenSegment, reason: str) -> None:
                     _define(v, other)
                 return
         m, n = (h if isinstance(h, int) else h.size for h in (f, g))
+        if min(m, n) == 1 < max(m, n):  # it may not grow, and is then nothing
+            pin(((f if m == 1 else g,),), reason)
+            x, y = (x[1:], y) if m == 1 else (x, y[1:])
+            continue
         d = gcd(m, n)
         if d not in (m, n):
             break
