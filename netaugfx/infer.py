@@ -152,8 +152,8 @@ def _named(typing: Typing, names: Mapping[Var, str]) -> Typing:
     def numbers(found: Mapping[Path, Any]) -> dict[Path, Any]:
         return {
             path: value
-            for path, (value, axes) in found.items()
-            if any(widths(axis) for axis in axes)
+            for path, (value, axes, unless) in found.items()
+            if any(widths(axis) for axis in axes) and not widths(unless)
         }
 
     def call(c: Call) -> Call:

@@ -95,7 +95,8 @@ class Solver:
         self.weights: dict[str, OpenAxis] = {}  # of convolution and linear layers: output channels
         self.touched: list[tuple[str, OpenAxis]] = []
         self.ordered: list[OpenAxis] = []
-        self.numbers: list[tuple[str, list[OpenAxis]]] = []
+        self.numbers: list[tuple[str, list[OpenAxis], OpenAxis]] = []
+        self.computed: list[tuple[str, dict[Path, OpenAxis], Path, list[OpenAxis]]] = []
         self.opaque: dict[str, str] = {}
 
     def parameter(self, name: str) -> Typed | None:
@@ -289,12 +290,20 @@ class Solver:
                 self.summed_factors.append((name, axis, of))
         self.fills.update(op.filled)
         self.weights.update({name or f"computed for {node.name}": a for name, a in op.layers})
-        for path in op.numbers:
+        for path, unless in op.numbers.items():
             source = _argument(node, path)
             if isinstance(source, fx.Node) and isinstance(source.meta["val"], int | float):
                 axes_read = _read(source, typed)
-                typing.numbers.setdefault(node, {})[path] = (source.meta["val"], axes_read)
-                self.numbers.append((where(node), axes_read))
+                typing.numbers.setdefault(node, {})[path] = (
+                    source.meta["val"],
+                    axes_read,
+                    unless,
+                )
+                self.numbers.append((where(node), axes_read, unless))
+        for path in op.counts:
+            source = _argument(node, path) if path in op.computed else None
+            if isinstance(source, fx.Node):
+                self.computed.append((op.where, op.counts, path, _read(source, typed)))
         return _join(value, axes), op.counts
 
     def _call(self, call: Call, value: Any, node: fx.Node, typing: Typing) -> Any:
@@ -332,10 +341,29 @@ class Solver:
     def keep_numbers(self) -> None:
         """Pin what is computed with as a number together with lengths that are not channel counts.
 
-        A number of channel counts alone stays the base's; of an image's size, it must follow.
+        A number of channel counts alone stays the base's; of an image's size, it must follow. A length such as
+        `B * C * H` follows by itself where it is computed from the widths of its own axis, and is no number then.
         """
-        for here, axes in self.numbers:
-            if any(elastic(a) for a in axes) and any(not variables(resolve(a)) for a in axes):
+        for here, counts, path, read in self.computed:
+            axis = resolve(counts[path]) if path in counts else ()
+            own = {v for v in variables(axis) if v.reason is None}
+            if not own or all(len(segment) == 1 for segment in axis):
+                continue
+            plain = [one for one in map(resolve, read) if not variables(one)]
+            if {v for one in read for v in variables(resolve(one)) if v.reason is None} == own:
+                del counts[path]
+            elif plain:
+                for one in (axis, *read):
+                    pin(
+                        one,
+                        f"{here} computes its length from that of other channels and an image's size",
+                    )
+        for here, axes, unless in self.numbers:
+            if (
+                not elastic(unless)
+                and any(elastic(a) for a in axes)
+                and any(not variables(resolve(a)) for a in axes)
+            ):
                 for axis in axes:
                     pin(axis, f"{here} computes with its length and that of another axis at once")
 

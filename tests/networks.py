@@ -552,6 +552,43 @@ class GroupedConvs(nn.Module):
         return self.head(F.relu(self.conv2(F.relu(x))).mean((2, 3)))
 
 
+class GatePerGroup(nn.Module):
+    """A gate for each group, repeated over as many channels as a group has: the number of groups grows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.gates = nn.Linear(8, 2)
+        self.shifts = nn.Linear(8, 2)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv(x))
+        n, c = x.shape[:2]
+        pooled = x.mean((2, 3))
+        gates = self.gates(pooled).sigmoid().view(n, 2, 1).expand(n, 2, c // 2).reshape(n, c, 1, 1)
+        shifts = self.shifts(pooled).view(n, 2, 1) + x.new_zeros(n, 1, c // 2)
+        return self.head((x * gates + shifts.view(n, c, 1, 1)).mean((2, 3)))
+
+
+class CountOfAnother(nn.Module):
+    """Channels that stay, and channels of another width, viewed by the count of those that came in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 1)
+        self.conv2 = nn.Conv2d(4, 4, 1)
+        self.conv3 = nn.Conv2d(4, 4, 1)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv1(x))
+        n, c, h, w = x.shape
+        y = (self.conv2(x) * x.new_tensor([1.0, 2.0, 3.0, 4.0]).view(4, 1, 1)).view(n, c, h * w)
+        z = F.fold(F.unfold(self.conv3(x), 3).reshape(n, c * 9, (h - 2) * (w - 2)), (h, w), 3)
+        return self.head(torch.cat([y.mean(2), z.mean((2, 3))], 1))
+
+
 class GatedHalves(nn.Module):
     """Gated linear units by chunk, by split and by F.glu."""
 
@@ -940,6 +977,8 @@ WIDE = (
     Case("shuffle unit", ShuffleUnit, other=11, core=False),
     Case("ghost module", GhostModule, other=11, core=False),
     Case("concat then norm", ConcatThenNorm, other=11, core=False),
+    Case("count of another", CountOfAnother, other=11),
+    Case("gate per group", GatePerGroup, other=11),
     Case("grouped convs", GroupedConvs, other=11, core=False, mixes=True),
     Case("gated halves", GatedHalves, other=11, core=False),
     Case("pixel shuffled", PixelShuffled, other=10, core=False),

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..axes import OpenAxis, fixed
-from .op import Call, NoRule, Op, Path, Ref, Typed
+from .op import Call, NoRule, Op, Ref, Typed
 from .registry import everywhere, layer, register_rule
 
 ARITHMETIC = """
@@ -109,11 +109,12 @@ def creation(op: Op) -> tuple[OpenAxis, ...]:
     first = 1 if op.tensors and isinstance(op.args[:1] and op.args[0], Typed) else 0
     inside = op.args[first : first + 1] and isinstance(op.args[first], Sequence)
     keyword = "size" if "size" in op.kwargs else ""
-    axes = []
-    for i, n in enumerate(op.result.shape):
-        path: Path = (keyword, i) if keyword else (first, i) if inside else (first + i,)
-        axes.append(op.lengths.get(path, fixed(n)))
-    return tuple(axes)
+    n = len(op.result.shape)
+    return tuple(
+        op.made(
+            [(keyword, i) if keyword else (first, i) if inside else (first + i,) for i in range(n)]
+        )
+    )
 
 
 @register_rule(

@@ -87,14 +87,13 @@ def squeeze(op: Op) -> tuple[OpenAxis, ...]:
 def expand(op: Op) -> tuple[OpenAxis, ...]:
     """Axes of length 1 are repeated; the others pass."""
     x, (given, paths) = op.args[0], op.sizes("size")
-    axes: list[OpenAxis] = [
-        op.lengths.get(path, fixed(n)) for path, n in zip(paths, op.result.shape, strict=True)
-    ]
+    axes = op.made(paths)
     for i in range(-len(x.axes), 0):
         if x.value.shape[i] == op.result.shape[i]:
             axes[i] = x.axes[i]
             if given[i] != -1:
                 op.count(paths[i], x.axes[i])
+                op.number(paths[i], unless=x.axes[i])
         else:
             op.pin(x.axes[i], why="repeats it")
     return tuple(axes)

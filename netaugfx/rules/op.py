@@ -84,7 +84,7 @@ class Op:
         self.computed = computed  # those of them that are arithmetic, not a length of some tensor
         self.lengths = lengths  # arguments that are the length of one axis of some tensor
         self.counts: dict[Path, OpenAxis] = {}
-        self.numbers: list[Path] = []
+        self.numbers: dict[Path, OpenAxis] = {}
         self.summed: list[tuple[str, int, OpenAxis | None]] = []
         self.filled: dict[str, float] = {}
         self.layers: list[tuple[str | None, OpenAxis]] = []
@@ -164,15 +164,32 @@ class Op:
 
         A length inside an argument that the graph computes whole (`x.shape`) follows by itself.
         """
-        if not any(path[:n] in self.derived for n in range(1, len(path))):
+        if not self._within_computed(path):
             self.counts[path] = axis
 
-    def number(self, path: Path) -> None:
-        """Say that the argument at `path` is a number that elements are computed with, not a length.
+    def _within_computed(self, path: Path) -> bool:
+        return any(path[:n] in self.derived for n in range(1, len(path)))
 
-        Where it was computed from channel counts (`q / math.sqrt(q.shape[-1])`), subnets keep the base's number.
+    def number(self, path: Path, unless: OpenAxis = ()) -> None:
+        """Say that the argument at `path` is a number that elements are computed with, or a length that stays.
+
+        Where it was computed from channel counts (`q / math.sqrt(q.shape[-1])`), subnets keep the base's number;
+        not so where it is the length of an axis that grows, `unless`.
         """
-        self.numbers.append(path)
+        if not self._within_computed(path):
+            self.numbers[path] = unless
+
+    def made(self, paths: Sequence[Path]) -> list[OpenAxis]:
+        """Return axes that the operator makes with the lengths at `paths`: they follow the axes that they are read of.
+
+        Any other length stays, also one that is computed from channel counts.
+        """
+        axes = []
+        for path, n in zip(paths, self.result.shape, strict=True):
+            axes.append(self.lengths.get(path, fixed(n)))
+            if path not in self.lengths:
+                self.number(path)
+        return axes
 
     def contracted(self, tensor: Typed, axis: int, of: OpenAxis | None = None) -> None:
         """Say that the result sums over this axis of a Parameter; over the factor `of` it alone, where given."""

@@ -42,9 +42,9 @@ def view(op: Op) -> tuple[OpenAxis, ...]:
 
 def _count(op: Op, axes: Sequence[OpenAxis], given: Sequence[Any], paths: Sequence[Path]) -> None:
     for axis, n, path in zip(axes, given, paths, strict=True):
-        product = len(axis) == 1 and len(axis[0]) > 1
-        if n != -1 and not (product and path in op.computed):  # B * C * H follows by itself
+        if n != -1:
             op.count(path, axis)
+            op.number(path, unless=axis)  # C // groups, where it is the groups that grow
 
 
 def regroup(
