@@ -170,6 +170,8 @@ class Stiff(int):
         return Stiff(int(self) + int(other), self.reason)
 
     def __mul__(self, other: int) -> Stiff:
+        if not isinstance(other, int):  # a list repeats
+            return NotImplemented
         return Stiff(int(self) * int(other), self.reason)
 
     __radd__, __rmul__ = __add__, __mul__

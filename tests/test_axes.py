@@ -21,4 +21,5 @@ def test_a_number_remembers_why_it_stays() -> None:
     assert why(resolve((*fixed(2), *fixed(3, axis)))) == "flip() runs along it"
     assert why(resolve(((2, *fixed(3, axis)[0]),))) == "flip() runs along it"
     assert why(fixed(3)) is None
+    assert ["a"] * Stiff(3, "it is flipped") == ["a", "a", "a"]
     assert isinstance(fixed(3, axis)[0][0], Stiff)
