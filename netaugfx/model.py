@@ -387,8 +387,9 @@ class WideModel(nn.Module):
             runs: dict[int, BatchStatistics] = {}
             for batch in batches:
                 program, inputs = self.program(*arguments(batch))
-                run = runs.setdefault(id(program), BatchStatistics(program))
-                run.add(Bound(program, self._sources, config), inputs.tensors)
+                if id(program) not in runs:
+                    runs[id(program)] = BatchStatistics(program)
+                runs[id(program)].add(Bound(program, self._sources, config), inputs.tensors)
         finally:
             for m, flag in zip(self.base.modules(), flags, strict=True):
                 m.training = flag
@@ -402,6 +403,16 @@ class WideModel(nn.Module):
                 found[name] = found.get(name, 0) + mean * (run.batches / total)
         self.statistics[config] = found
         self._bound = {key: b for key, b in self._bound.items() if key[1] != config}
+
+    def uncalibrate(self, config: Mapping[str, int]) -> None:
+        """Drop what `recalibrate` gave to the subnet at `config`; nothing happens where it gave nothing.
+
+        Raises:
+            ConfigError: As `at`.
+        """
+        config = self.plan.config(config)
+        if self.statistics.pop(config, None) is not None:
+            self._bound = {key: b for key, b in self._bound.items() if key[1] != config}
 
     def permute(
         self,

@@ -18,6 +18,7 @@ from recipes.augment import build_loaders
 from recipes.errors import RunError
 from recipes.evaluation import batches
 from recipes.metrics import check_ks, draw_confusion, measure, readable
+from recipes.spos.result import read_sizes
 from recipes.training.checkpoint import write_json
 from recipes.training.finished import KeptRun, base_of, data_of, open_run, wide_of
 
@@ -89,21 +90,13 @@ def read_config(which: str) -> dict[str, int] | str:
     """ "base", "widest", or the sizes in a JSON file.
 
     Raises:
-        RunError: there is no such file, or it is no mapping to whole numbers.
+        RunError: there is no such file. SearchError: it is no mapping to whole numbers.
     """
     if which in ("base", "widest"):
         return which
-    file = Path(which)
-    if not file.is_file():
+    if not Path(which).is_file():
         raise RunError(f"--config {which}: expected base, widest or a JSON file; there is no file.")
-    try:
-        sizes = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunError(f"--config {which} does not read as JSON ({error}).") from error
-    whole = isinstance(sizes, dict) and all(type(size) is int for size in sizes.values())
-    if not whole:
-        raise RunError(f'--config {which}: expected {{"WIDTH": SIZE, ...}}, as in plan.json.')
-    return sizes
+    return read_sizes(Path(which), "--config")
 
 
 def _network(
