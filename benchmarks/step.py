@@ -1,12 +1,13 @@
 """Question: does being elastic cost time, in a base pass, in a subnet's pass, in a NetAug step?
 
     OMP_NUM_THREADS=1 python benchmarks/step.py [--models NAME ...] [--side 64] [--batch 32] [--pairs 7]
-        [--channels-last] [--autocast] [--device cpu] [--write NAME]
+        [--channels-last] [--autocast] [--system-memory] [--device cpu] [--write NAME]
 
 Forward and backward in train mode, interleaved A B A B in one process; the figure is the median of pairwise ratios.
   base    wide(x) over the plain model
   subnet  wide.at(c)(x) over extract(wide, c), for the same random config c (factor 3, diversity 2)
   netaug  base and subnet pass of the wide model over the plain model's pass and the extracted subnet's
+The C library keeps freed memory, as `netaugfx train` has it; with --system-memory it returns it to the system.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from timing import MODELS, build, publish, ratio
 
 import netaugfx
+from recipes.memory import keep_memory
 
 
 def measure(name: str, options: argparse.Namespace) -> tuple[float, float, float]:
@@ -60,11 +62,14 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--autocast", action="store_true", help="bfloat16")
+    parser.add_argument("--system-memory", action="store_true", help="glibc as it comes")
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
         "--write", metavar="NAME", help="the table's name in docs/results/performance.md"
     )
     options = parser.parse_args()
+    if not options.system_memory:
+        keep_memory()
     warnings.simplefilter("ignore")
     lines = [
         "| model | base / plain | subnet / extracted | NetAug step / sum of plain steps |",
@@ -78,6 +83,7 @@ def main() -> None:
         options.write,
         f"Batch {options.batch}, {options.side} pixels, {'bfloat16 autocast' if options.autocast else 'float32'}, "
         f"{'channels last' if options.channels_last else 'contiguous'}, {torch.get_num_threads()} thread(s), "
+        f"freed memory {'returned to the system' if options.system_memory else 'kept'}, "
         f"{options.pairs} pairs;",
         lines,
     )

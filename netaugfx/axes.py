@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd, prod
+from typing import NamedTuple
 
 Factor = int | str
 Segment = tuple[
@@ -33,8 +34,7 @@ def widths_of(axis: Axis) -> Iterator[str]:
     return (f for segment in axis for f in segment if isinstance(f, str))
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """A contiguous stretch of an axis at a config: `length` elements, of the base or new, from `start` on."""
 
     new: bool
@@ -84,33 +84,43 @@ def extent(
     full: list[tuple[int, int]] = []
     base_at = new_at = full_at = 0
     for segment in axis:
-        at = next((i for i, f in enumerate(segment) if isinstance(f, str)), None)
-        if at is None:
-            n = size((segment,), {})
-            _add(runs, False, base_at, n)
-            _join(full, full_at, n)
-            base_at, full_at = base_at + n, full_at + n
-            continue
-        name = segment[at]
-        assert isinstance(name, str)
-        outer = size((segment[:at],), {})
-        inner = size((segment[at + 1 :],), {})
-        b, c, m = base[name] * inner, config[name] * inner, largest[name] * inner
+        name, outer, inner = _parts(segment)
+        if name is None:
+            b = c = m = inner
+        else:
+            b, c, m = base[name] * inner, config[name] * inner, largest[name] * inner
         for _ in range(outer):
             _add(runs, False, base_at, b)
-            _add(runs, True, new_at, c - b)
+            if c > b:
+                _add(runs, True, new_at, c - b)
             _join(full, full_at, c)
             base_at, new_at, full_at = base_at + b, new_at + m - b, full_at + m
     return Extent(tuple(runs), tuple(full), base_at, new_at)
 
 
+def _parts(segment: Segment) -> tuple[str | None, int, int]:
+    """Return the width of `segment` and the products before and behind it; without a width, 1 and the length."""
+    if len(segment) == 1:
+        f = segment[0]
+        return (f, 1, 1) if isinstance(f, str) else (None, 1, f)
+    name, outer, inner = None, 1, 1
+    for f in segment:
+        if isinstance(f, str):
+            name, outer, inner = f, inner, 1
+        else:
+            inner *= f
+    return name, outer, inner
+
+
 def _add(runs: list[Run], new: bool, start: int, length: int) -> None:
     if length == 0:
         return
-    if runs and runs[-1].new == new and runs[-1].start + runs[-1].length == start:
-        runs[-1] = Run(new, runs[-1].start, runs[-1].length + length)
-    else:
-        runs.append(Run(new, start, length))
+    if runs:
+        last_new, last_start, last_length = runs[-1]
+        if last_new == new and last_start + last_length == start:
+            runs[-1] = Run(new, last_start, last_length + length)
+            return
+    runs.append(Run(new, start, length))
 
 
 def _join(full: list[tuple[int, int]], start: int, length: int) -> None:
@@ -153,9 +163,40 @@ OpenSegment = tuple[OpenFactor, ...]
 OpenAxis = tuple[OpenSegment, ...]
 
 
-def fixed(n: int) -> OpenAxis:
-    """An axis of `n` elements that is nobody's width."""
-    return ((n,),)
+class Stiff(int):
+    """A number that was a width until it was pinned, and remembers why; what it is added to or multiplied with does."""
+
+    reason: str
+
+    def __new__(cls, n: int, reason: str) -> Stiff:
+        made = super().__new__(cls, n)
+        made.reason = reason
+        return made
+
+    def __reduce__(self) -> tuple[type[Stiff], tuple[int, str]]:
+        return Stiff, (int(self), self.reason)
+
+    def __add__(self, other: int) -> Stiff:
+        return Stiff(int(self) + int(other), self.reason)
+
+    def __mul__(self, other: int) -> Stiff:
+        if not isinstance(other, int):  # a list repeats
+            return NotImplemented
+        return Stiff(int(self) * int(other), self.reason)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+
+def fixed(n: int, of: OpenAxis = ()) -> OpenAxis:
+    """An axis of `n` elements that is nobody's width; it remembers why `of`, which it is made of, cannot grow."""
+    reason = why(of)
+    return ((n,),) if reason is None else ((Stiff(n, reason),),)
+
+
+def why(axis: OpenAxis) -> str | None:
+    """Return why `axis`, or a part of it, cannot grow; None where nothing is known of that."""
+    factors = (f for segment in resolve(axis) for f in segment)
+    return next((r for f in factors if (r := getattr(f, "reason", None))), None)
 
 
 def free(n: int) -> OpenAxis:
@@ -169,6 +210,9 @@ def length(axis: OpenAxis) -> int:
 
 
 def _length(segment: OpenSegment) -> int:
+    if len(segment) == 1:
+        f = segment[0]
+        return f if isinstance(f, int) else f.size
     return prod(f if isinstance(f, int) else f.size for f in segment)
 
 
@@ -222,11 +266,13 @@ def times(outer: int, axis: OpenAxis, inner: int) -> OpenAxis:
     if outer * len(segments) <= MAX_SEGMENTS:
         return resolve(segments * outer)
     pin(axis, f"it is interleaved {outer} times in a merged axis")
-    return fixed(outer * length(axis) * inner)
+    return fixed(outer * length(axis) * inner, axis)
 
 
 def resolve(axis: OpenAxis) -> OpenAxis:
     """Return `axis` with bound variables replaced, sums distributed and numbers multiplied out."""
+    if _resolved(axis):
+        return axis
     segments: list[OpenSegment] = []
     for segment in axis:
         first = segment[0] if segment else 1
@@ -245,6 +291,24 @@ def resolve(axis: OpenAxis) -> OpenAxis:
     return tuple(merged)
 
 
+def _resolved(axis: OpenAxis) -> bool:
+    """Return whether `axis` is a sum of free variables and numbers, no two of these side by side."""
+    number = False
+    for segment in axis:
+        if len(segment) != 1:
+            return False
+        f = segment[0]
+        if isinstance(f, int):
+            if number:
+                return False
+            number = True
+        elif f.bound is None:
+            number = False
+        else:
+            return False
+    return True
+
+
 def _resolve(segment: OpenSegment) -> list[OpenSegment]:
     done: list[OpenFactor] = []
     for i, factor in enumerate(segment):
@@ -254,7 +318,7 @@ def _resolve(segment: OpenSegment) -> list[OpenSegment]:
         if factor.bound is None:
             done.append(factor)
             continue
-        parts = resolve(factor.bound)
+        parts = factor.bound = resolve(factor.bound)  # the way is short the next time
         rest = segment[i + 1 :]
         if len(parts) == 1:
             return _resolve((*done, *parts[0], *rest))
@@ -339,7 +403,7 @@ def _cut(segment: OpenSegment, n: int, reason: str) -> OpenAxis:
     if isinstance(outer, Var):
         if n % step:
             pin((segment,), reason)
-            return ((n,), (_length(segment) - n,))
+            return ((Stiff(n, reason),), (Stiff(_length(segment) - n, reason),))
         head, tail = Var(n // step), Var(outer.size - n // step)
         head.reason = tail.reason = outer.reason
         outer.bound = ((head,), (tail,))
@@ -373,6 +437,10 @@ def _match(x: OpenSegment, y: OpenSegment, reason: str) -> None:
                     _define(v, other)
                 return
         m, n = (h if isinstance(h, int) else h.size for h in (f, g))
+        if min(m, n) == 1 < max(m, n):  # it may not grow, and is then nothing
+            pin(((f if m == 1 else g,),), reason)
+            x, y = (x[1:], y) if m == 1 else (x, y[1:])
+            continue
         d = gcd(m, n)
         if d not in (m, n):
             break

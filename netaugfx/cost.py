@@ -161,7 +161,10 @@ class _Shapes(Bound):
         self.modules = [root.get_submodule(path) for path in program.modules]
         self.constants = program.traced.constants
         self.device = torch.device("meta")
-        self.sources = [partial(_shaped, root, plan, sizes, site.name) for site in program.sites]
+        self.sources = {
+            i: partial(_shaped, root, plan, sizes, site.name)
+            for i, site in enumerate(program.sites)
+        }
 
 
 def _shaped(root: nn.Module, plan: Plan, sizes: Mapping[str, int], name: str) -> Tensor | None:

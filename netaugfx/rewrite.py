@@ -8,9 +8,11 @@ say so in `meta["origin"]`, so that `contract` is the inverse.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count as count_up
+from math import prod
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -18,15 +20,17 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from .axes import Axis, size
+from .axes import Axis, size, widths_of
 from .plan import Config, Plan
 from .rules import Call, Path, Ref, layer_of, rule_of
 from .rules.norm import BATCH_NORM, SUBNET_FORMS, subnet_batch_norm
 from .solve import Typing
-from .sources import Source, Sources
+from .sources import Group, Source, Sources, eager
 from .trace import Traced
 
 _numbers = count_up()
+# A group's gradients wait for its last one, in elements of the largest config: more wait longer, fewer cost more calls.
+TOGETHER = 2**20
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Program:
         graph: The rewritten graph; `run(bound, *inputs)` is its code.
         sites: What `tensor(bound, i)` reads; `sizes`: the axes whose lengths `count(bound, i)` returns;
             `modules`: the paths that `submodule(bound, i)` calls.
+        groups: Sites whose tensors are put together at once: neighbours, of `TOGETHER` elements at most.
     """
 
     traced: Traced
@@ -54,6 +59,7 @@ class Program:
     sites: list[Site] = field(default_factory=list)
     sizes: list[Axis] = field(default_factory=list)
     modules: list[str] = field(default_factory=list)
+    groups: list[list[int]] = field(default_factory=list)
     run: Callable[..., Any] = lambda *_: None
 
     def own_run(self) -> Callable[..., Any]:
@@ -83,17 +89,38 @@ class Bound:
         self.modules = [sources.module(path) for path in program.modules]
         self.constants = program.traced.constants
         self.device = next((p.device for p in sources.base.parameters()), torch.device("cpu"))
-        self.sources: list[Source] = []
-        for site in program.sites:
-            source = layout.source(site.name)
-            if statistics is not None and site.name in statistics:
-                source = partial(statistics.get, site.name)
-            self.sources.append(partial(_copy, source) if site.private else source)
+        own = statistics or {}
+        self.groups: dict[int, Group] = {}
+        for sites in program.groups:
+            group = layout.group((i, program.sites[i].name) for i in sites)
+            self.groups.update(dict.fromkeys(group.items, group))
+        self.sources: dict[int, Source] = {}
+        for i, site in enumerate(program.sites):
+            if site.name in own:
+                self.groups.pop(i, None)
+            if i not in self.groups:
+                source = layout.source(site.name)
+                if site.name in own:
+                    source = partial(own.get, site.name)
+                self.sources[i] = partial(_copy, source) if site.private else source
+        self.made: dict[int, Tensor] | None = None
         self.run = program.own_run()
+
+    def begin(self) -> Bound:
+        """Return this for one pass, in which the tensors of a group are put together when the first is read."""
+        one = copy(self)
+        one.made = {}
+        return one
 
     def tensor(self, i: int) -> Tensor | None:
         """Return the Parameter or buffer of site `i` at this config."""
-        return self.sources[i]()
+        if i in self.sources:
+            return self.sources[i]()
+        if self.made is None or not eager():
+            return self.groups[i].alone(i)
+        if i not in self.made:
+            self.made.update(self.groups[i].together())
+        return self.made.get(i)
 
 
 def _copy(source: Source) -> Tensor | None:
@@ -165,6 +192,7 @@ class _Rewriter:
             made.meta["origin"] = node
             self.new[node] = made
         self.graph.lint()
+        self._group()
         self.program.run = fx.GraphModule(nn.Module(), self.graph).forward
 
     def node(self, node: fx.Node) -> fx.Node:
@@ -248,6 +276,22 @@ class _Rewriter:
 
     def _count(self, axis: Any, original: Any) -> fx.Node:
         return self._call(count, (self.bound, self._known(self.program.sizes, axis), original), {})
+
+    def _group(self) -> None:
+        """Group neighbours among the sites that can grow."""
+        program, plan = self.program, self.plan
+        here: list[int] = []
+        total = 0
+        for i, site in enumerate(program.sites):
+            axes = plan.axes.get(site.name, ())
+            if site.private or not any(True for axis in axes for _ in widths_of(axis)):
+                continue
+            n = prod(size(axis, plan.max_config) for axis in axes)
+            if not here or total + n > TOGETHER:
+                program.groups.append(here := [])
+                total = 0
+            here.append(i)
+            total += n
 
     def _known(self, table: list[Any], item: Any) -> int:
         key = (id(table), item)

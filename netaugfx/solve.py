@@ -86,6 +86,7 @@ class Solver:
         for name, tensor in self.tensors.items():
             self.first.setdefault(id(tensor), name)
         self.root = root
+        self.modules: dict[str, nn.Module] = dict(root.named_modules(remove_duplicate=False))
         self.plan = plan
         self.seeds = {w.name: Var(w.base, given=True) for w in plan.widths} if plan else {}
         self.parameters: dict[str, tuple[OpenAxis, ...]] = {}
@@ -122,9 +123,8 @@ class Solver:
 
     def _tensor(self, name: str) -> Tensor | None:
         path, _, leaf = name.rpartition(".")
-        try:
-            owner = self.root.get_submodule(path)
-        except AttributeError:
+        owner = self.modules.get(path)
+        if owner is None:
             return None
         for room in (owner._parameters, owner._buffers):
             if leaf in room:
@@ -136,7 +136,7 @@ class Solver:
         path, _, leaf = name.rpartition(".")
         if not tensor.is_floating_point() and tensor.dtype != torch.bool:  # an index into something
             return set(range(tensor.dim()))
-        m = self.root.get_submodule(path)
+        m = self.modules[path]
         if leaf == "weight" and isinstance(m, nn.modules.conv._ConvNd):
             return set(range(2, tensor.dim()))
         if leaf in LAYERS_OWN:
@@ -216,7 +216,7 @@ class Solver:
         target: Any = node.target
         parameter = None
         if node.op == "call_module":
-            target = self.root.get_submodule(str(node.target))
+            target = self.modules[str(node.target)]
             if node.target in traced.opaque:
                 self._pin(inputs, f"module '{node.target}' could not be traced")
                 return _plain(value), {}
@@ -422,15 +422,18 @@ class Solver:
     def names(self) -> dict[Var, str]:
         """Name every variable after the first layer that has it, with an index where that layer has several."""
         names: dict[Var, str] = {}
+        taken: set[str] = set()
         for parameter, axes in self.parameters.items():
             owner = parameter.rpartition(".")[0] or parameter
             for i, axis in enumerate(axes):
-                distinct = list(dict.fromkeys(variables(resolve(axis))))
+                axis = resolve(axis)
+                distinct = list(dict.fromkeys(variables(axis)))
                 taken_in = i in self.summed.get(parameter, ())
                 if (
                     len(distinct) > 1 or taken_in
                 ):  # the factors that stay are no width of this layer
-                    distinct = [v for v in distinct if not _stays(v, axis)]
+                    alone = {one[0] for s in axis if len(one := variables((s,))) == 1}
+                    distinct = [v for v in distinct if not _stays(v, alone)]
                 if len(distinct) > FEW and all(v.reason for v in distinct):
                     distinct = distinct[
                         :1
@@ -438,12 +441,14 @@ class Solver:
                 new = [v for v in distinct if v not in names]
                 for v in new:
                     name = owner if len(distinct) == 1 else f"{owner}[{distinct.index(v)}]"
-                    if name in names.values():
+                    if name in taken:
                         name = f"{parameter}:{i}" + (
                             f"[{distinct.index(v)}]" if len(distinct) > 1 else ""
                         )
                     names[v] = name
-        touching = {v for _, axis in self.touched for v in variables(resolve(axis))}
+                    taken.add(name)
+        touched = dict.fromkeys(axis for _, axis in self.touched)
+        touching = {v for axis in touched for v in variables(resolve(axis))}
         return {v: n for v, n in names.items() if v in touching or v.reason is None}
 
     def kinds(self, traces: Sequence[Traced]) -> dict[Var, str]:
@@ -462,7 +467,7 @@ class Solver:
             for axis in axes:
                 for v in variables(resolve(axis)):
                     parts = list(places.get(v) or [])
-                    while parts and _container(self.root.get_submodule(".".join(parts))):
+                    while parts and _container(self.modules[".".join(parts)]):
                         parts.pop()
                     kinds[v] = "inner" if parts else "stream"
         return kinds
@@ -661,7 +666,6 @@ def _container(module: nn.Module) -> bool:
     return forward is nn.Sequential.forward or forward is nn.Module.forward
 
 
-def _stays(v: Var, axis: OpenAxis) -> bool:
-    """Return whether `v` is a factor of a product in `axis` whose width is another factor's."""
-    alone = any(variables((segment,)) == [v] for segment in resolve(axis))
-    return v.reason == ONE_FACTOR or (v.reason is not None and v.size == 1 and not alone)
+def _stays(v: Var, alone: set[Var]) -> bool:
+    """Return whether `v` is a factor of a product whose width is another factor's; `alone` are those of no product."""
+    return v.reason == ONE_FACTOR or (v.reason is not None and v.size == 1 and v not in alone)

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 # Each file of netaugfx imports only from files that stand before it here. `rules` is a package.
 ORDER = [
     "errors",
+    "checks",
     "axes",
     "plan",
     "trace",
@@ -24,6 +25,7 @@ ORDER = [
     "solve",
     "infer",
     "blocks",
+    "joins",
     "sources",
     "rewrite",
     "calibrate",

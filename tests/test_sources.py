@@ -9,7 +9,7 @@ from torch import Tensor
 import netaugfx
 from netaugfx.blocks import assemble, assembly, form
 from netaugfx.rewrite import nothing
-from netaugfx.sources import Sources
+from netaugfx.sources import Layout, Sources
 from tests.networks import CASES, Case
 from tests.real import timm_model
 
@@ -60,6 +60,34 @@ def agree(wide: netaugfx.WideModel) -> None:
             for a, b in zip(*gradients, strict=True):
                 assert (a is None) == (b is None), name
                 assert a is None or torch.equal(a, b), name
+        agree_together(wide, layout, config, generator)
+
+
+def agree_together(
+    wide: netaugfx.WideModel, layout: Layout, config: netaugfx.Config, generator: torch.Generator
+) -> None:
+    """All at once, as a pass puts them together, but for one whose value no gradient reaches."""
+    names = list(wide.plan.axes)
+    found = layout.group(enumerate(names)).together()
+    expected = {i: reference(wide, names[i], config) for i in found}
+    learns = [i for i in found if expected[i].requires_grad][1:]
+    for i, t in found.items():
+        assert torch.equal(t, expected[i]), names[i]
+    parameters = [p for p in wide.parameters() if p.requires_grad]
+    weights = [torch.randn(found[i].shape, generator=generator).to(found[i].dtype) for i in learns]
+    if not learns:
+        return
+    both = []
+    for made in (found, expected):
+        for _ in range(2):  # the second time added to what is there
+            given = [weight.clone() for weight in weights]  # torch lets gradients be views of them
+            torch.autograd.backward([made[i] for i in learns], given, retain_graph=True)
+        both.append([p.grad for p in parameters])
+        for p in parameters:
+            p.grad = None
+    for p, a, b in zip(parameters, *both, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or (torch.equal(a, b) and a.shape == p.shape)
 
 
 @pytest.mark.parametrize("case", CASES, ids=repr)

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from netaugfx.errors import InputError, TraceError
-from netaugfx.trace import Inputs, Traced, trace
+from netaugfx.trace import Inputs, Remembered, Traced, trace
 
 Pair = namedtuple("Pair", "low high")
 
@@ -536,3 +536,46 @@ def test_a_model_on_the_meta_device():
     traced = trace(model, (image().to("meta"),))
     assert list(traced.opaque) == ["0"]
     assert traced.graph.output_node().meta["val"].shape == (2, 4, 8, 8)
+
+
+class Mixed(nn.Module):
+    """In place and not, views, the same shapes again and again, constants, results that need no gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(2))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(2))
+
+    def forward(self, x):
+        for conv, norm in zip(self.layers, self.norms, strict=True):
+            y = F.hardswish(norm(conv(x)), inplace=True)
+            y = F.dropout(y, 0.5, self.training) + F.hardsigmoid(x.detach())
+            a, b = y.chunk(2, 1)
+            x = torch.cat([a.mul(3).mul_(2), b.reshape(b.shape).sigmoid()], 1).transpose(2, 3) / 2
+            x = x.contiguous(memory_format=torch.channels_last)
+        return x.flatten(1) @ torch.ones(x[0].numel(), 2), x.double().argmax(1)
+
+
+def _described(traced: Traced):
+    """What every value is like, and which values share memory with it."""
+    first, found = {}, []
+    for i, node in enumerate(traced.graph.nodes):
+        for t in [v for v in [node.meta["val"]] if isinstance(v, Tensor)]:
+            home = first.setdefault(t.untyped_storage()._cdata, i)
+            found.append((i, home, t.shape, t.stride(), t.dtype, t.requires_grad, t.is_leaf))
+    return found
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_remembered_shapes_are_those_that_would_be_worked_out(training, monkeypatch):
+    model, x = Mixed().train(training), torch.randn(2, 4, 6, 6)
+    remembered = Remembered()
+    trace(model, (x,), remembered=remembered)
+    found = _described(trace(model, (x,), remembered=remembered))
+    assert len(remembered.known) > 10
+
+    def plainly(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(Remembered, "__torch_function__", plainly)
+    assert found == _described(trace(model, (x,)))

@@ -6,8 +6,8 @@ import copy
 import functools
 import random
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.overrides import TorchFunctionMode
 
 from ..errors import TraceError
 
@@ -114,8 +115,106 @@ def to_real(tensor: Tensor, generator: torch.Generator, device: torch.device) ->
     return drawn.requires_grad_(tensor.requires_grad)
 
 
+class Remembered(TorchFunctionMode):
+    """Answers functions of tensors on the meta device as it did before, where all shapes are the same.
+
+    Torch works many of them out in Python, slowly, and a network calls them with the same shapes again and again.
+    Only answers that share no memory with an argument are kept, and arguments that were written to and returned.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: dict[Hashable, Any] = {}
+        self.passed: set[Any] = set()  # functions that do not return a tensor
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self.passed:
+            return func(*args, **kwargs)
+        tensors: list[Tensor] = []
+        key: tuple[Any, ...] | None
+        try:
+            key = (func, _shapes((args, kwargs), tensors), torch.is_grad_enabled())
+            known = self.known.get(key)
+        except _Unlike:
+            key = known = None
+        if key is None or not tensors or torch.is_autocast_enabled() or known is False:
+            return func(*args, **kwargs)
+        if known is None:
+            value = func(*args, **kwargs)
+            if not isinstance(value, Tensor):
+                self.passed.add(func)
+            else:
+                same = key[1] == _shapes((args, kwargs), [])  # it may change what it is given
+                self.known[key] = same and _answer(value, tensors)
+            return value
+        if isinstance(known, int):
+            return tensors[known]
+        shape, strides, dtype, grad = known
+        value = torch.empty_strided(shape, strides, dtype=dtype, device=META, requires_grad=grad)
+        return value.clone() if grad else value  # a result, not a leaf
+
+
+class _Unlike(Exception):  # noqa: N818 - it says that a call is like no other
+    pass
+
+
+_PLAIN = (
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    type(None),
+    torch.dtype,
+    torch.device,
+    torch.memory_format,
+)
+
+
+def _shapes(tree: Any, tensors: list[Tensor]) -> Hashable:
+    """What a call is like, for its answer's shape; the tensors are added to `tensors`.
+
+    Raises:
+        _Unlike: something in it is neither plain nor a tensor on the meta device.
+    """
+    if isinstance(tree, Tensor):
+        if tree.device != META or tree.layout != torch.strided:
+            raise _Unlike
+        tensors.append(tree)
+        kind = (tree.requires_grad, tree.is_leaf, tree._is_view())
+        return tree.shape, tree.stride(), tree.dtype, kind
+    if isinstance(tree, _PLAIN):
+        return type(tree), tree
+    if isinstance(tree, tuple | list):
+        return type(tree), tuple([_shapes(item, tensors) for item in tree])
+    if isinstance(tree, dict):
+        return tuple([(key, _shapes(item, tensors)) for key, item in tree.items()])
+    raise _Unlike
+
+
+def _answer(value: Tensor, tensors: list[Tensor]) -> Any:
+    """What to keep of a function's value: which argument it is, or what a new tensor must be like, or False."""
+    for i, t in enumerate(tensors):
+        if value is t:
+            return i
+        if value.untyped_storage()._cdata == t.untyped_storage()._cdata:
+            return False
+    if type(value) is not Tensor or value.layout != torch.strided or value.device != META:
+        return False
+    if value.requires_grad and value.is_leaf:
+        return False
+    return value.shape, value.stride(), value.dtype, value.requires_grad
+
+
 def compute(
-    root: nn.Module, device: torch.device, kind: str, target: Any, args: Any, kwargs: Any
+    root: nn.Module,
+    device: torch.device,
+    kind: str,
+    target: Any,
+    args: Any,
+    kwargs: Any,
+    remembered: Remembered | None = None,
 ) -> Any:
     """The value of one fx node from the values of its arguments.
 
@@ -126,6 +225,7 @@ def compute(
         target: the node's target.
         args: the node's arguments, with values in the place of nodes.
         kwargs: likewise.
+        remembered: what was computed before.
     """
     if kind == "get_attr":
         return functools.reduce(getattr, target.split("."), root)
@@ -148,7 +248,7 @@ def compute(
         kwargs["device"] = META
     if kind == "call_method" and target == "to" and isinstance(args[1:] and args[1], (str, int)):
         args[1] = META
-    with META:  # factories without a device of their own
+    with META, remembered or nullcontext():  # factories without a device of their own
         if kind == "call_module":
             value = root.get_submodule(target)(*args, **kwargs)
         elif kind == "call_method":

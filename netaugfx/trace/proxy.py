@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import TraceError
-from .meta import compute, substitute, to_meta
+from .meta import Remembered, compute, substitute, to_meta
 
 _HERE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _TORCH = os.path.dirname(torch.__file__) + os.sep
@@ -173,8 +173,9 @@ class Recorder(fx.proxy.TracerBase):
 
     alive, _phase = True, "trace"
 
-    def __init__(self, root: nn.Module, device: torch.device) -> None:
+    def __init__(self, root: nn.Module, device: torch.device, remembered: Remembered) -> None:
         self.root, self.device, self.graph = root, device, fx.Graph()
+        self.remembered = remembered
         self.tensor_paths = {id(tensor): path for path, tensor in _named_tensors(root)}
         self.attributes: dict[str, fx.Node] = {}
         self.constants: dict[str, Tensor] = {}
@@ -230,7 +231,7 @@ class Recorder(fx.proxy.TracerBase):
     def value_of(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
         """Compute a node's value from the values of its arguments."""
         with self.phase("meta"):
-            return compute(self.root, self.device, kind, target, args, kwargs)
+            return compute(self.root, self.device, kind, target, args, kwargs, self.remembered)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Wrap a node in the proxy that answers like its value."""

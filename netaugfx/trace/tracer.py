@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 from ..errors import InputError, NetAugFXError, TraceError
 from .meta import (
     META,
+    Remembered,
     compute,
     meta_copy,
     on_meta,
@@ -169,6 +170,7 @@ def trace(
     *,
     is_leaf: Callable[[nn.Module, str], bool] | None = None,
     opaque: Mapping[str, str] | None = None,
+    remembered: Remembered | None = None,
 ) -> Traced:
     """Trace the forward of a copy of `model` on the meta device, in the mode that it is in.
 
@@ -182,6 +184,7 @@ def trace(
         kwargs: likewise, by name.
         is_leaf: `(module, path) -> bool`, which modules to keep as one `call_module` node.
         opaque: module path -> reason, further modules to keep as leaves.
+        remembered: the shapes that another trace has worked out.
 
     Raises:
         InputError: the model does not accept these inputs.
@@ -189,9 +192,10 @@ def trace(
     """
     inputs = Inputs.of(model, args, kwargs)
     leaves = {**_computed_by_hooks(model), **(opaque or {})}
+    remembered = remembered or Remembered()
     with random_states_kept():
         while True:
-            tracer = _Tracer(model, inputs, is_leaf or is_torch_leaf, leaves)
+            tracer = _Tracer(model, inputs, is_leaf or is_torch_leaf, leaves, remembered)
             try:
                 return tracer.trace_root()
             except _Again as again:
@@ -216,10 +220,11 @@ class _Tracer(Recorder):
         inputs: Inputs,
         is_leaf: Callable[[nn.Module, str], bool],
         opaque: Mapping[str, str],
+        remembered: Remembered,
     ) -> None:
         tensors = [*model.parameters(), *model.buffers(), *inputs.tensors]
         device = next((t.device for t in tensors if t.device.type != "meta"), META)
-        super().__init__(meta_copy(model), device)
+        super().__init__(meta_copy(model), device, remembered)
         self.model, self.inputs, self.is_leaf, self.opaque = model, inputs, is_leaf, dict(opaque)
         self.module_paths = {id(module): path for path, module in self.root.named_modules()}
         self.traced: set[str] = set()
@@ -393,6 +398,7 @@ def _tracing(tracer: _Tracer) -> Iterator[None]:
         is_tensor_method_or_property(torch.empty(0).add)
     apply: Any = inspect.getattr_static(torch.autograd.Function, "apply")
     enter, leave = torch.autocast.__enter__, torch.autocast.__exit__
+    fastpath = torch.backends.mha.get_fastpath_enabled
     plain = (*base_types, fx.Proxy, type(None))
 
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -436,6 +442,9 @@ def _tracing(tracer: _Tracer) -> Iterator[None]:
             tracer.create_proxy("call_function", autocast_mode._exit_autocast, arguments, {})
         return leave(context, *error)
 
+    def fused() -> bool:  # one kernel for a whole transformer layer in eval mode
+        return not tracer.recording() and fastpath()
+
     def has_proxy(tree: Any) -> bool:
         return _any_leaf(tree, lambda a: isinstance(a, fx.Proxy))
 
@@ -478,6 +487,7 @@ def _tracing(tracer: _Tracer) -> Iterator[None]:
         patch(torch.autograd.Function, "apply", classmethod(applied))
         patch(torch.autocast, "__enter__", entered)
         patch(torch.autocast, "__exit__", left)
+        patch(torch.backends.mha, "get_fastpath_enabled", fused)
         patch(
             torch.utils.checkpoint,
             "_checkpoint_impl",

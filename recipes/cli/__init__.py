@@ -71,12 +71,14 @@ def _train(options: argparse.Namespace) -> None:
 
     from recipes.cli.distill_options import method_and_distillation
     from recipes.errors import RunError
+    from recipes.memory import keep_memory
     from recipes.models import parse_model_args
     from recipes.spos.result import read_sizes
     from recipes.studies.compare import compare, parse_arms, parse_seeds
     from recipes.training.config import TrainConfig
     from recipes.training.loop import Cadence, train
 
+    keep_memory()
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.device == "cuda" and not torch.cuda.is_available():

@@ -108,7 +108,7 @@ def add_evaluate_command(commands: Any) -> None:
     )
     parser.add_argument("--data", metavar="SPEC", help="other images (default: the run's)")
     parser.add_argument(
-        "--k", nargs="+", type=at_least(1), default=[1, 5], help="classes that count as a hit"
+        "--k", nargs="+", type=at_least(1), help="classes that count as a hit (default: 1 and 5)"
     )
     parser.add_argument(
         "--recalibrate",
@@ -138,7 +138,9 @@ def device_of(options: argparse.Namespace) -> Any:
     import torch
 
     from recipes.errors import RunError
+    from recipes.memory import keep_memory
 
+    keep_memory()
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.device == "cuda" and not torch.cuda.is_available():
