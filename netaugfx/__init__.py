@@ -10,6 +10,7 @@ from .errors import (
     PinnedError,
     PlanError,
     RuleError,
+    StateError,
     TraceError,
     VerifyError,
 )
@@ -24,6 +25,6 @@ from .widen import plan, widen
 __version__ = "0.1.0"
 __all__ = [
     "Config", "ConfigError", "ExtractError", "GuardError", "InputError", "Layer", "NetAugFXError", "PinnedError",
-    "Plan", "PlanError", "RuleError", "TraceError", "VerifyError", "WideModel", "Width", "describe", "extract",
-    "extract_base", "picture", "plan", "register_rule", "to_networkx", "verify", "widen",
+    "Plan", "PlanError", "RuleError", "StateError", "TraceError", "VerifyError", "WideModel", "Width", "describe",
+    "extract", "extract_base", "picture", "plan", "register_rule", "to_networkx", "verify", "widen",
 ]  # fmt: skip

@@ -163,9 +163,40 @@ OpenSegment = tuple[OpenFactor, ...]
 OpenAxis = tuple[OpenSegment, ...]
 
 
-def fixed(n: int) -> OpenAxis:
-    """An axis of `n` elements that is nobody's width."""
-    return ((n,),)
+class Stiff(int):
+    """A number that was a width until it was pinned, and remembers why; what it is added to or multiplied with does."""
+
+    reason: str
+
+    def __new__(cls, n: int, reason: str) -> Stiff:
+        made = super().__new__(cls, n)
+        made.reason = reason
+        return made
+
+    def __reduce__(self) -> tuple[type[Stiff], tuple[int, str]]:
+        return Stiff, (int(self), self.reason)
+
+    def __add__(self, other: int) -> Stiff:
+        return Stiff(int(self) + int(other), self.reason)
+
+    def __mul__(self, other: int) -> Stiff:
+        if not isinstance(other, int):  # a list repeats
+            return NotImplemented
+        return Stiff(int(self) * int(other), self.reason)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+
+def fixed(n: int, of: OpenAxis = ()) -> OpenAxis:
+    """An axis of `n` elements that is nobody's width; it remembers why `of`, which it is made of, cannot grow."""
+    reason = why(of)
+    return ((n,),) if reason is None else ((Stiff(n, reason),),)
+
+
+def why(axis: OpenAxis) -> str | None:
+    """Return why `axis`, or a part of it, cannot grow; None where nothing is known of that."""
+    factors = (f for segment in resolve(axis) for f in segment)
+    return next((r for f in factors if (r := getattr(f, "reason", None))), None)
 
 
 def free(n: int) -> OpenAxis:
@@ -235,7 +266,7 @@ def times(outer: int, axis: OpenAxis, inner: int) -> OpenAxis:
     if outer * len(segments) <= MAX_SEGMENTS:
         return resolve(segments * outer)
     pin(axis, f"it is interleaved {outer} times in a merged axis")
-    return fixed(outer * length(axis) * inner)
+    return fixed(outer * length(axis) * inner, axis)
 
 
 def resolve(axis: OpenAxis) -> OpenAxis:
@@ -372,7 +403,7 @@ def _cut(segment: OpenSegment, n: int, reason: str) -> OpenAxis:
     if isinstance(outer, Var):
         if n % step:
             pin((segment,), reason)
-            return ((n,), (_length(segment) - n,))
+            return ((Stiff(n, reason),), (Stiff(_length(segment) - n, reason),))
         head, tail = Var(n // step), Var(outer.size - n // step)
         head.reason = tail.reason = outer.reason
         outer.bound = ((head,), (tail,))
@@ -406,6 +437,10 @@ def _match(x: OpenSegment, y: OpenSegment, reason: str) -> None:
                     _define(v, other)
                 return
         m, n = (h if isinstance(h, int) else h.size for h in (f, g))
+        if min(m, n) == 1 < max(m, n):  # it may not grow, and is then nothing
+            pin(((f if m == 1 else g,),), reason)
+            x, y = (x[1:], y) if m == 1 else (x, y[1:])
+            continue
         d = gcd(m, n)
         if d not in (m, n):
             break

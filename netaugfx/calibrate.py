@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from .rewrite import Bound, Program, tensor
 from .rules.norm import BATCH_NORM, subnet_batch_norm
@@ -19,7 +20,7 @@ class BatchStatistics(fx.Interpreter):
     """
 
     def __init__(self, program: Program) -> None:
-        super().__init__(fx.GraphModule(nn.Module(), program.graph))
+        super().__init__(nn.Module(), graph=program.graph)  # it is read, so nothing is compiled
         self.program = program
         self.batches = 0
         self.sums: dict[str, Tensor] = {}
@@ -41,13 +42,21 @@ class BatchStatistics(fx.Interpreter):
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         given = {**dict(zip(BATCH_NORM, args, strict=False)), **kwargs}
         nodes = {**dict(zip(BATCH_NORM, n.args, strict=False)), **n.kwargs}
-        x = given["input"]
-        if given["running_mean"] is not None:
-            axes = [d for d in range(x.dim()) if d != 1]
-            var, mean = torch.var_mean(x.double() if x.dtype == torch.float64 else x.float(), axes)
-            for name, value in (("running_mean", mean), ("running_var", var)):
-                site = nodes[name]
-                if isinstance(site, fx.Node) and site.target is tensor:
-                    key = self.program.sites[int(site.args[1])].name  # type: ignore[arg-type]
-                    self.sums[key] = self.sums.get(key, 0) + value
-        return subnet_batch_norm(**{**given, "training": True})
+        mean, var = given["running_mean"], given["running_var"]
+        if mean is None:
+            return subnet_batch_norm(**{**given, "training": True})
+        if mean.dtype in (torch.float32, torch.float64):
+            # with a momentum of 1 the kernel that normalises leaves what it saw: no pass more
+            mean, var = torch.zeros_like(mean), torch.zeros_like(var)
+            seen = {"running_mean": mean, "running_var": var, "training": True, "momentum": 1.0}
+            result = F.batch_norm(**{**given, **seen})
+        else:
+            x = given["input"]
+            var, mean = torch.var_mean(x.float(), [d for d in range(x.dim()) if d != 1])
+            result = subnet_batch_norm(**{**given, "training": True})
+        for name, value in (("running_mean", mean), ("running_var", var)):
+            site = nodes[name]
+            if isinstance(site, fx.Node) and site.target is tensor:
+                key = self.program.sites[int(site.args[1])].name  # type: ignore[arg-type]
+                self.sums[key] = self.sums.get(key, 0) + value
+        return result

@@ -47,6 +47,10 @@ def extract_base(model: nn.Module) -> nn.Module:
     Raises:
         ExtractError: There is no WideModel in `model`.
     """
+    if not isinstance(model, nn.Module):
+        raise ExtractError(
+            f"extract_base expects what widen() returned, or a module around it; {model!r} came."
+        )
     inner = unwrap(model)
     if isinstance(inner, WideModel) and not isinstance(inner, WideParts):
         return copy.deepcopy(inner.base)

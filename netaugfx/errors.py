@@ -26,6 +26,10 @@ class PlanError(NetAugFXError, ValueError):
     """A plan cannot be made, or does not fit the model that it is used with."""
 
 
+class StateError(NetAugFXError, RuntimeError):
+    """A checkpoint is not of the base that it is to be loaded into."""
+
+
 class RuleError(NetAugFXError):
     """A channel rule is missing, or contradicts the operator that it describes."""
 

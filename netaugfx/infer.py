@@ -107,7 +107,9 @@ def _name(axis: OpenAxis, names: Mapping[Var, str]) -> Axis:
     for segment in resolve(axis):
         factors: list[int | str] = []
         for f in segment:
-            g: int | str = f if isinstance(f, int) else names[f] if f.reason is None else f.size
+            g: int | str = (
+                int(f) if isinstance(f, int) else names[f] if f.reason is None else f.size
+            )
             if isinstance(g, int) and factors and isinstance(factors[-1], int):
                 factors[-1] = int(factors[-1]) * g
             elif g != 1 or not factors:

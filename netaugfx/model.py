@@ -14,8 +14,9 @@ from torch.utils._pytree import tree_map
 
 from .blocks import Rooms, own_seed
 from .calibrate import BatchStatistics
+from .checks import check_state, shape_of
 from .cost import Cost, cost, counted
-from .errors import ConfigError, PlanError
+from .errors import ConfigError, InputError, PlanError
 from .infer import infer
 from .permute import permute
 from .plan import KINDS, Config, Plan, Width
@@ -110,6 +111,9 @@ class WideModel(nn.Module):
         """Let the example follow the weights where `.to()`, `.half()` and the like change their dtype."""
         before = _dtype(self.base)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for found in self.statistics.values():
+            found.update({name: fn(t) for name, t in found.items()})
+        self._bound.clear()
         after = _dtype(self.base)
         if before != after:
             self.__dict__["example"] = tree_map(
@@ -142,8 +146,9 @@ class WideModel(nn.Module):
         """Load the base's Parameters and buffers from a checkpoint of the user's model, strictly.
 
         Raises:
-            RuntimeError: As `nn.Module.load_state_dict` does, for missing, unexpected or misshapen entries.
+            StateError: Missing, unexpected or misshapen entries. Nothing has been loaded then.
         """
+        check_state(self.base, state_dict)
         self.base.load_state_dict(state_dict, strict=True)
         self.statistics.clear()
 
@@ -200,8 +205,6 @@ class WideModel(nn.Module):
         Raises:
             ConfigError: An unknown width, or a size that is not one of its choices.
         """
-        if not isinstance(config, Mapping):
-            raise ConfigError(f"A config is a mapping from width name to size; {config!r} came.")
         whole = self.plan.config(config)
         subnet = self._subnets.get(whole)
         if subnet is None:
@@ -247,7 +250,7 @@ class WideModel(nn.Module):
             if key not in self._pools:
                 draw = self._drawing(kinds, budget, None)
                 seed = own_seed("pool", self._seed)
-                self._pools[key] = pool_of(pool, draw, self.plan.base_config, seed)
+                self._pools[key] = pool_of(pool, draw, self.plan, kinds, budget, seed)
             return partial(choose, self._pools[key])
         if budget is None:
             return partial(uniform, self.plan, kinds)
@@ -366,9 +369,13 @@ class WideModel(nn.Module):
             batches: Inputs of the forward: a tensor, a tuple of positional arguments, or a dict of keyword ones.
 
         Raises:
-            ConfigError: As `at`.
+            ConfigError: As `at`; no batches.
         """
         config = self.plan.config(config)
+        if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
+            raise ConfigError(
+                f"recalibrate: batches must be a list of inputs, or a loader of them; {type(batches).__name__} came."
+            )
         if config == self.plan.base_config:
             raise ConfigError(
                 "recalibrate: the base's own statistics are not replaced; train the base instead."
@@ -380,8 +387,9 @@ class WideModel(nn.Module):
             runs: dict[int, BatchStatistics] = {}
             for batch in batches:
                 program, inputs = self.program(*arguments(batch))
-                run = runs.setdefault(id(program), BatchStatistics(program))
-                run.add(Bound(program, self._sources, config), inputs.tensors)
+                if id(program) not in runs:
+                    runs[id(program)] = BatchStatistics(program)
+                runs[id(program)].add(Bound(program, self._sources, config), inputs.tensors)
         finally:
             for m, flag in zip(self.base.modules(), flags, strict=True):
                 m.training = flag
@@ -396,6 +404,16 @@ class WideModel(nn.Module):
         self.statistics[config] = found
         self._bound = {key: b for key, b in self._bound.items() if key[1] != config}
 
+    def uncalibrate(self, config: Mapping[str, int]) -> None:
+        """Drop what `recalibrate` gave to the subnet at `config`; nothing happens where it gave nothing.
+
+        Raises:
+            ConfigError: As `at`.
+        """
+        config = self.plan.config(config)
+        if self.statistics.pop(config, None) is not None:
+            self._bound = {key: b for key, b in self._bound.items() if key[1] != config}
+
     def permute(
         self,
         orders: Mapping[str, Sequence[int]],
@@ -405,8 +423,8 @@ class WideModel(nn.Module):
         """Reorder the channels of whole widths, in place; the widest subnet computes what it did, the base does not.
 
         Running statistics of batch norm belong to the base: its new channels start from mean 0 and variance 1, to be
-        refreshed by `torch.optim.swa_utils.update_bn`. Those of the recalibrated widest subnet go along, those of
-        other subnets are dropped.
+        refreshed by `torch.optim.swa_utils.update_bn`. So in eval mode the widest subnet computes what it did only if
+        it has been recalibrated: its own statistics go along. Those of other subnets are dropped.
 
         Args:
             orders: Width name -> a permutation of the channels of its largest size: channel i is what was `order[i]`.
@@ -432,15 +450,34 @@ class WideModel(nn.Module):
             config: The subnet's config.
             input_shape: The shape of the input, batch included, for a model with one tensor input; else the
                 example's, with a batch of one.
+
+        Raises:
+            ConfigError: As `at`. InputError: The model takes no input of this shape, or several tensors.
         """
+        config = self.plan.config(config)
+        if input_shape is not None:
+            input_shape = shape_of(input_shape)
+            several = len(Inputs.of(self.base, *self.example).tensors)
+            if several > 1:
+                raise InputError(
+                    f"macs: {type(self.base).__name__} takes {several} tensors, so that one input_shape says too "
+                    "little; leave it out, and widen with example_inputs of the shapes that you mean."
+                )
 
         def empty(t: Any) -> Any:
             if not isinstance(t, Tensor):
                 return t
             return torch.empty(input_shape or (1, *t.shape[1:]), dtype=t.dtype, device="meta")
 
-        config = self.plan.config(config)
-        found, program, inputs = self._cost(*tree_map(empty, self.example))
+        try:
+            found, program, inputs = self._cost(*tree_map(empty, self.example))
+        except RuntimeError as error:
+            if input_shape is None:
+                raise
+            raise InputError(
+                f"macs: {type(self.base).__name__} does not take an input of shape {input_shape}: "
+                f"{str(error).splitlines()[0]}."
+            ) from error
         if found is not None:
             return found.macs(config)
         return counted(program, self.plan, config, inputs.tensors)

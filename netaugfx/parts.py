@@ -15,13 +15,17 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from .axes import Axis
 from .blocks import Rooms
+from .checks import check_state
 from .cost import Cost, Term
 from .errors import ConfigError, NetAugFXError, TraceError
 from .model import WideModel
 from .permute import checked
 from .plan import Config, Layer, Plan
+from .solve import OUTPUT
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
+
+PORT = "it leaves '{}', which is traced apart, since the model around it cannot be traced"
 
 
 class WideParts(WideModel):
@@ -58,10 +62,8 @@ class WideParts(WideModel):
     def load_base(self, state_dict: Mapping[str, Any]) -> None:
         """Load a checkpoint of the user's model, strictly."""
         blocks = {name for name, _ in self.named_augmented_parameters()}
-        missing, unexpected = self.base.load_state_dict(state_dict, strict=False)
-        missing = [name for name in missing if name not in blocks]
-        if missing or unexpected:
-            raise RuntimeError(f"load_base: missing {missing}, unexpected {unexpected}.")
+        check_state(self.base, state_dict, blocks)
+        self.base.load_state_dict(state_dict, strict=False)
 
     def named_base_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the base's Parameters with the names that they have in the user's model."""
@@ -134,7 +136,10 @@ def share(config: Mapping[str, int], path: str) -> dict[str, int]:
 
 
 def join(model: nn.Module, plans: Mapping[str, Plan], why: str) -> Plan:
-    """Return the joint plan of the parts of `model`, names prefixed by their paths."""
+    """Return the joint plan of the children of `model` that were traced apart, names prefixed by their paths.
+
+    Those in which something grows are its parts; of the others it has the pins alone.
+    """
 
     def under(path: str, name: str) -> str:
         return f"{path}.{name}"
@@ -148,31 +153,36 @@ def join(model: nn.Module, plans: Mapping[str, Plan], why: str) -> Plan:
             for name, whole in plan.axes.items()
         }
 
+    items = plans.items()
+    grown = {path: plan for path, plan in items if plan.widths}
     layers = (nn.modules.conv._ConvNd, nn.Linear)
     rest = sum(
         int(m.weight.shape[0])
         for path, m in model.named_modules()
-        if isinstance(m, layers) and not any(path.startswith(f"{p}.") for p in plans)
+        if isinstance(m, layers) and not any(path.startswith(f"{p}.") for p in grown)
     )
-    total = rest + sum(p.counted for p in plans.values())
-    items = plans.items()
+    total = rest + sum(p.counted for p in grown.values())
     return Plan(
         widths=tuple(
             replace(w, name=under(p, w.name), layers=tuple(under(p, x) for x in w.layers))
             for p, plan in items
             for w in plan.widths
         ),
-        pinned={under(p, k): v for p, plan in items for k, v in plan.pinned.items()},
+        pinned={
+            under(p, k): PORT.format(p) if v == OUTPUT else v
+            for p, plan in items
+            for k, v in plan.pinned.items()
+        },
         axes={k: v for p, plan in items for k, v in axes(p, plan).items()},
         contracted={under(p, k): v for p, plan in items for k, v in plan.contracted.items()},
         fills={under(p, k): v for p, plan in items for k, v in plan.fills.items()},
         opaque={"": why, **{under(p, k): v for p, plan in items for k, v in plan.opaque.items()}},
-        elastic_share=sum(p.elastic_share * p.counted for p in plans.values()) / total
+        elastic_share=sum(p.elastic_share * p.counted for p in grown.values()) / total
         if total
         else 1.0,
         counted=total,
-        parts=tuple(plans),
-        flow=tuple(_renamed(x, partial(under, p)) for p, plan in items for x in plan.flow),
+        parts=tuple(grown),
+        flow=tuple(_renamed(x, partial(under, p)) for p, plan in grown.items() for x in plan.flow),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from operator import index
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,9 @@ def permute(
         dropped, since they are other networks now.
     """
     whole = checked(plan, orders)
+    for argument, kind in ((optimizer, torch.optim.Optimizer), (ema, nn.Module)):
+        if argument is not None and not isinstance(argument, kind):
+            raise ConfigError(f"permute: a torch {kind.__name__} was expected; {argument!r} came.")
     with torch.no_grad():
         grown = list(_grown(plan, base, rooms, whole))
         if optimizer is not None:
@@ -92,6 +96,10 @@ def checked(plan: Plan, orders: Orders) -> dict[str, list[int]]:
     Raises:
         ConfigError: An unknown, pinned or not permutable width, or what is no permutation of its channels.
     """
+    if not isinstance(orders, Mapping):
+        raise ConfigError(
+            f"permute: orders must be a mapping from width name to a permutation; {orders!r} came."
+        )
     found = {}
     for name, order in orders.items():
         if name not in plan.by_name:
@@ -103,11 +111,17 @@ def checked(plan: Plan, orders: Orders) -> dict[str, list[int]]:
                 "convolution over channels depend on their order; leave it out (Width.permutable says which)."
             )
         n = plan.max_config[name]
-        found[name] = [int(i) for i in (order.tolist() if isinstance(order, Tensor) else order)]
+        try:
+            found[name] = [
+                index(i) for i in (order.tolist() if isinstance(order, Tensor) else order)
+            ]
+            came = f"{len(found[name])} numbers"
+        except TypeError:
+            found[name], came = [], repr(order)
         if sorted(found[name]) != list(range(n)):
             raise ConfigError(
                 f"permute: the order of {name!r} must hold each of 0 to {n - 1} once, since it has {n} channels at "
-                f"its widest; {len(found[name])} numbers came."
+                f"its widest; {came} came."
             )
     return found
 

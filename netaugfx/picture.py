@@ -25,28 +25,45 @@ STYLE = (
 )
 
 
-def picture(wide_or_plan: WideModel | Plan, *, title: str = "") -> str:
+def picture(
+    wide_or_plan: WideModel | Plan, *, title: str = "", config: Mapping[str, int] | None = None
+) -> str:
     """Return the network as an SVG drawing: which layers grow together, what is pinned and why.
 
     From top to bottom and from column to column in graph order, a block in each frame. A width has one colour and one
     number, which the legend names; several stripes are a concatenation. Grey is pinned, hatched was left as it is,
     with the number of the reason. Every box has a tooltip; in a browser, pointing at one dims all other widths.
 
+    With a config, the subnet at it is drawn instead: the darker a width, the further it grows, and white stays.
+
     Args:
         wide_or_plan: What to draw.
         title: What stands above it.
+        config: Sizes to draw; widths that it leaves out are at their base size.
 
     Returns:
-        The text of an SVG file: the same for the same plan.
+        The text of an SVG file: the same for the same plan and config.
+
+    Raises:
+        ConfigError: The config names an unknown width, or a size that is not one of its choices.
     """
     plan = wide_or_plan.plan if isinstance(wide_or_plan, WideModel) else wide_or_plan
-    sheet, key = lay_out(to_networkx(plan)), _key(plan)
+    sizes = plan.max_config if config is None else plan.config(config)
+    largest = max((w.choices[-1] / w.base for w in plan.widths), default=1.0)
+    shades = {w.name: _shade(sizes[w.name] / w.base, largest) for w in plan.widths}
+    fills = None if config is None else shades
+    sheet, key = lay_out(to_networkx(plan)), _key(plan, sizes, fills)
     body = [*_drawn_frames(sheet), *_drawn_edges(sheet, key), *_drawn_boxes(sheet, key)]
     legend, bottom = _legend(sheet, plan, key)
     about = (
         f"{len(plan.widths)} widths, elastic share {plan.elastic_share:.3f}. One colour and number: "
         "these layers grow together."
     )
+    if config is not None:
+        about = (
+            f"{sum(n > plan.base_config[w] for w, n in sizes.items())} of {len(plan.widths)} widths grow. One number: "
+            "these layers grow together. Darker: further, white: not at all."
+        )
     about += (
         " Several stripes: a concatenation." if any(len(x.widths) > 1 for x in plan.flow) else ""
     )
@@ -85,20 +102,29 @@ class _Key:
         fills: Elastic width -> its colour.
         tags: Width -> its number, or that of the reason why it is pinned.
         reasons: Reason -> its number, p1 and so on.
+        sizes: Elastic width -> the size that is told beside its base size.
     """
 
     fills: Mapping[str, str]
     tags: Mapping[str, str]
     reasons: Mapping[str, str]
+    sizes: Mapping[str, int]
 
 
-def _key(plan: Plan) -> _Key:
+def _key(plan: Plan, sizes: Mapping[str, int], given: Mapping[str, str] | None) -> _Key:
     names = {name: i for i, name in enumerate(plan.by_name, 1)}
     why = dict.fromkeys((*plan.pinned.values(), *plan.opaque.values()))
     reasons = {reason: f"p{i}" for i, reason in enumerate(why, 1)}
     pinned = {name: reasons[reason] for name, reason in plan.pinned.items()}
-    fills = {name: _colour(i) for name, i in names.items()}
-    return _Key(fills, {name: str(i) for name, i in names.items()} | pinned, reasons)
+    fills = given or {name: _colour(i) for name, i in names.items()}
+    return _Key(fills, {name: str(i) for name, i in names.items()} | pinned, reasons, sizes)
+
+
+def _shade(ratio: float, largest: float) -> str:
+    """Return a colour for a width that is `ratio` times its base: white at 1, blue at `largest`."""
+    share = (ratio - 1) / (largest - 1) if largest > 1 else 0.0
+    rgb = (round(255 + share * (end - 255)) for end in (90, 150, 235))
+    return "#" + "".join(f"{c:02x}" for c in rgb)
 
 
 def _colour(i: int, light: float | None = None) -> str:
@@ -272,7 +298,7 @@ def _told(sheet: Sheet, key: _Key, node: str) -> Iterable[str]:
         yield f"left as it is: {data['opaque']}"
     for w in data["widths"]:
         if w in known:
-            yield f"{key.tags[w]}: {w}, {known[w].kind}, {known[w].base} → {known[w].choices[-1]}"
+            yield f"{key.tags[w]}: {w}, {known[w].kind}, {known[w].base} → {key.sizes[w]}"
         elif w in data["pinned"]:
             yield f"{key.tags[w]}: {w}, pinned: {data['pinned'][w]}"
     if not data["widths"] and not data["opaque"]:
@@ -281,13 +307,14 @@ def _told(sheet: Sheet, key: _Key, node: str) -> Iterable[str]:
 
 def _legend(sheet: Sheet, plan: Plan, key: _Key) -> tuple[list[str], float]:
     """Return the widths in columns, then the reasons of what cannot grow, and the height of it all."""
-    sizes = [f"{w.base} → {w.choices[-1]}" for w in plan.widths]
+    sizes = [f"{w.base} → {key.sizes[w.name]}" for w in plan.widths]
     longest = min(40, max((len(w.name) for w in plan.widths), default=0))
     cell = 44 + CHAR * (longest + 2 + 8 + max(map(len, sizes), default=0)) + 18
     columns = max(1, int((sheet.width - 2 * MARGIN) / cell))
     tall = ceil(len(plan.widths) / columns)
     y = sheet.height + 24
-    drawn = [_text(MARGIN, y, "Width, kind, base → largest size in channels", "t")]
+    what = "largest size" if key.sizes == plan.max_config else "size"
+    drawn = [_text(MARGIN, y, f"Width, kind, base → {what} in channels", "t")]
     for i, (width, size) in enumerate(zip(plan.widths, sizes, strict=True)):
         x, at = MARGIN + cell * (i // tall), y + 8 + 15 * (i % tall)
         choices = " ".join(map(str, width.choices))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
-from math import prod
+from math import isfinite, prod
 from types import MappingProxyType
 from typing import Any
 
@@ -102,7 +102,8 @@ class Plan:
         fills: Buffer name -> the value of new elements, where the operator fixes it (batch norm: 0 and 1).
         opaque: Module path -> why it was left as it is.
         elastic_share: Elastic output channels of convolution and linear layers over all of their output
-            channels, those of the network's outputs left out; 1.0 where there are none.
+            channels, those of the network's outputs left out; 1.0 where there are none. Of a model in parts, the
+            outputs of the parts are left out, and every layer outside of them counts.
         flow: The layers in graph order, each with what flows into it.
     """
 
@@ -153,8 +154,12 @@ class Plan:
         Raises:
             ConfigError: An unknown width, or a size that is not one of its choices.
         """
+        if not isinstance(sizes, Mapping):
+            raise ConfigError(f"A config is a mapping from width name to size; {sizes!r} came.")
         known = isinstance(sizes, Config) and sizes._sizes.keys() == self.base_config._sizes.keys()
-        if known and all(sizes[w.name] in w.choices for w in self.widths):
+        if known and all(
+            sizes[w.name] in w.choices and type(sizes[w.name]) is int for w in self.widths
+        ):
             return sizes  # type: ignore[return-value]
         whole = dict(self.base_config)
         for name, n in sizes.items():
@@ -165,9 +170,11 @@ class Plan:
                 raise ConfigError(
                     f"No width is called {name!r}{why}{hint or '; see describe(plan).'}"
                 )
-            if n not in self.by_name[name].choices:
+            if isinstance(n, float | bool) or n not in self.by_name[name].choices:
                 choices = ", ".join(map(str, self.by_name[name].choices))
-                raise ConfigError(f"Width {name!r} cannot be {n!r}: its choices are {choices}.")
+                raise ConfigError(
+                    f"Width {name!r} cannot be {n!r}: its choices are {choices}, whole numbers."
+                )
             whole[name] = int(n)
         return Config(whole)
 
@@ -261,6 +268,10 @@ def with_choices(
     for width in plan.widths:
         explicit = _pick(choices, width, None) if isinstance(choices, Mapping) else choices
         if explicit is not None:
+            if isinstance(explicit, str) or not isinstance(explicit, Iterable):
+                raise PlanError(
+                    f"choices must be a list of ratios (floats) or sizes (ints); {explicit!r} came."
+                )
             sizes = [_explicit(width, c) for c in explicit]
         else:
             r, s = _pick(factor, width, 3.0), _pick(diversity, width, 2)
@@ -288,6 +299,8 @@ def _rounded(n: float, base: int, divisor: int) -> int:
 
 
 def _explicit(width: Width, choice: float) -> int:
+    if isinstance(choice, bool) or not isinstance(choice, int | float) or not isfinite(choice):
+        raise PlanError(f"choices must be ratios (floats) or sizes (ints); {choice!r} came.")
     n = choice if isinstance(choice, int) else round(choice * width.base)
     if n < width.base:
         hint = (
@@ -310,6 +323,8 @@ def _pick(value: Any, width: Width, default: Any) -> Any:
 
 def _check_keys(plan: Plan, value: Mapping[str, Any]) -> None:
     for key in value:
+        if not isinstance(key, str):
+            raise PlanError(f"A kind or a width-name glob was expected as a key; {key!r} came.")
         if key not in KINDS and not any(fnmatchcase(w.name, key) for w in plan.widths):
             raise PlanError(
                 f"{key!r} is neither a kind ('stream', 'inner') nor does it match a width; see describe(plan)."
@@ -317,9 +332,13 @@ def _check_keys(plan: Plan, value: Mapping[str, Any]) -> None:
 
 
 def _check_largest(plan: Plan, sizes: Mapping[str, int]) -> None:
+    if not isinstance(sizes, Mapping):
+        raise ConfigError(
+            f"max_config: a mapping from width name to size was expected; {sizes!r} came."
+        )
     for name, n in sizes.items():
         if name not in plan.by_name:
-            near = difflib.get_close_matches(name, plan.by_name, 3)
+            near = difflib.get_close_matches(str(name), plan.by_name, 3)
             raise ConfigError(f"max_config: no width is called {name!r}; near names: {near}.")
         if not isinstance(n, int) or n < plan.by_name[name].base:
             raise ConfigError(

@@ -55,6 +55,10 @@ def to_networkx(plan: Plan) -> nx.DiGraph:
 
     The graph's own attributes are `widths`, a mapping from name to `Width`, `pinned` and `opaque`.
     """
+    if not isinstance(plan, Plan):
+        raise PlanError(
+            f"to_networkx expects what plan() returned, or wide.plan; {type(plan).__name__} came."
+        )
     graph = nx.DiGraph(
         widths=dict(plan.by_name), pinned=dict(plan.pinned), opaque=dict(plan.opaque)
     )

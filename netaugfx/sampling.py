@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from math import lcm
+from math import isfinite, lcm, log10, prod
 from typing import Any
 
 import torch
@@ -14,7 +14,10 @@ from .errors import ConfigError
 from .plan import KINDS, Config, Plan, Width
 
 SWEEPS = 32  # of the Markov chain for one draw within a budget
-TRIES = 100  # draws per config of a pool until a new one must have come
+MOST = 10_000  # configs of a pool: it is listed in full, so that its draws are always the same
+PATIENCE = (
+    10  # draws in vain, for each config that a pool has so far, before no more are thought to fit
+)
 
 Draw = Callable[[torch.Generator], Config]
 
@@ -29,6 +32,10 @@ def checked(generator: Any, kinds: str | Iterable[str], budget: Any, pool: Any) 
     if not isinstance(kinds, Iterable):
         raise ConfigError(f"sample: kinds must be among {' and '.join(KINDS)}; {kinds!r} came.")
     kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    if not kinds:
+        raise ConfigError(
+            f"sample: kinds is empty, so nothing can be drawn; give {' or '.join(map(repr, KINDS))}, or both."
+        )
     for kind in kinds:
         if kind not in KINDS:
             raise ConfigError(f"No width has the kind {kind!r}; kinds are {' and '.join(KINDS)}.")
@@ -37,6 +44,8 @@ def checked(generator: Any, kinds: str | Iterable[str], budget: Any, pool: Any) 
         raise ConfigError(
             f"sample: budget must be a number from 1 on, in MACs of the base; {budget!r} came."
         )
+    if budget is not None and not isfinite(budget):
+        raise ConfigError(f"sample: budget must be finite; {budget!r} came. Leave it out for none.")
     if pool is not None and (isinstance(pool, bool) or not isinstance(pool, int) or pool < 1):
         raise ConfigError(
             f"sample: pool must be a whole number of configs from 1 on; {pool!r} came."
@@ -142,21 +151,47 @@ def choose(configs: tuple[Config, ...], generator: torch.Generator) -> Config:
     return configs[int(u * len(configs))]
 
 
-def pool_of(k: int, draw: Draw, base: Config, seed: int) -> tuple[Config, ...]:
+def pool_of(
+    k: int, draw: Draw, plan: Plan, kinds: tuple[str, ...], budget: float | None, seed: int
+) -> tuple[Config, ...]:
     """Return `k` distinct configs other than the base, drawn by `draw`: the same ones for the same seed.
 
     Raises:
-        ConfigError: There seem to be fewer.
+        ConfigError: There are fewer, or, within a budget, there seem to be; or `k` is above `MOST`.
     """
+    asked = f"sample: a pool of {k} configs was asked for, but"
+    free = [w for w in plan.widths if w.kind in kinds and len(w.choices) > 1]
+    if not free:
+        others = sorted({w.kind for w in plan.widths if len(w.choices) > 1})
+        hint = f"grow those that are {' and '.join(others)}" if others else "plan more choices"
+        raise ConfigError(
+            f"{asked} no width of the kinds {', '.join(kinds)} has a choice, so the base is all there is; {hint}."
+        )
+    total = prod(len(w.choices) for w in free) - 1
+    if k > total:
+        raise ConfigError(
+            f"{asked} only {total} wider than the base exist in {len(free)} widths of the kinds {', '.join(kinds)}; "
+            "ask for a smaller pool, or plan more choices (diversity)."
+        )
+    if k > MOST:
+        exist = f"{total}" if total < 10**9 else f"about 10^{log10(total):.0f}"
+        raise ConfigError(
+            f"{asked} it may have {MOST} at most, since it is listed in full; {exist} wider than the base exist: "
+            "draw without a pool."
+        )
     generator = torch.Generator().manual_seed(seed)
     found: dict[Config, None] = {}
-    for _ in range(TRIES * k):
+    vain = draws = 0
+    while len(found) < k:
+        if vain > PATIENCE * (len(found) + 10):
+            within = f" come within the budget of {budget}" if budget is not None else " came"
+            raise ConfigError(
+                f"{asked} only {len(found)} wider than the base{within} in {draws} draws; ask for a smaller pool, "
+                "or give it a larger budget."
+            )
         config = draw(generator)
-        if config != base:
+        draws, vain = draws + 1, vain + 1
+        if config != plan.base_config and config not in found:
             found[config] = None
-        if len(found) == k:
-            return tuple(found)
-    raise ConfigError(
-        f"sample: a pool of {k} configs was asked for, but only {len(found)} wider than the base came in "
-        f"{TRIES * k} draws; ask for a smaller pool, or give it more widths or a larger budget."
-    )
+            vain = 0
+    return tuple(found)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from .checks import seed_of
 from .containment import base_part, close, first_spoilt
 from .contract import both_modes, extract
 from .errors import ExtractError, NetAugFXError, VerifyError
@@ -27,18 +28,29 @@ SIDE = 64  # pixels
 
 @dataclass(frozen=True)
 class Report:
-    """What `verify` found: law number -> what breaks it, and the configs that were tried."""
+    """What `verify` found; true where nothing breaks a law.
+
+    Args (fields):
+        failures: Law number -> what breaks it.
+        configs: What was tried.
+        unchecked: Law number -> why it was not checked: `extract`, which law 3 is about, refused.
+    """
 
     failures: Mapping[int, str]
     configs: tuple[Config, ...]
+    unchecked: Mapping[int, str] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return not self.failures
 
     def __str__(self) -> str:
-        if not self.failures:
-            return f"laws 2, 3 and 4 hold at {len(self.configs)} configs"
-        return "; ".join(f"law {n}: {text}" for n, text in self.failures.items())
+        parts = [f"law {n}: {text}" for n, text in self.failures.items()]
+        if not parts:
+            laws = [str(n) for n in (2, 3, 4) if n not in self.unchecked]
+            held = f"{', '.join(laws[:-1])} and {laws[-1]}"
+            parts = [f"laws {held} hold at {len(self.configs)} configs"]
+        parts += [f"law {n} was not checked: {why}" for n, why in self.unchecked.items()]
+        return "; ".join(parts)
 
 
 def verify(
@@ -49,7 +61,7 @@ def verify(
     2: the base computes the same before and after a subnet ran, and a subnet's pass leaves its buffers alone.
     3: the subnet at a config computes what `extract` gives, outputs and gradients of shared Parameters.
     4: with the blocks zeroed that carry new inputs into base outputs, the base channels of every tensor in the
-       subnet are what the base computes.
+       subnet are what the base computes, with its own statistics of batch norm.
 
     Args:
         wide: What to check.
@@ -57,7 +69,8 @@ def verify(
         seed: Of inputs and of the random config.
 
     Returns:
-        A report that is true if the laws hold.
+        A report that is true if no law is broken. Where `extract` refuses, law 3 cannot be checked, which the
+        report says: `report.unchecked[3]` is the reason.
 
     Raises:
         VerifyError: The model has no values (it is on the meta device).
@@ -73,7 +86,9 @@ def verify(
             raise VerifyError(
                 f"verify needs finite values: '{name}' holds NaN or inf; mend it, or use verify=False."
             )
-    generator = torch.Generator().manual_seed(seed)
+    if isinstance(configs, Mapping) or not isinstance(configs, Iterable | None):
+        raise VerifyError(f"verify: configs must be a list of configs; {configs!r} came.")
+    generator = torch.Generator().manual_seed(seed_of(seed, "verify"))
     chosen = (
         (wide.max_config, wide.sample(generator))
         if configs is None
@@ -83,6 +98,7 @@ def verify(
     with _random_state_kept():
         judge = _Judge(wide, seed)
         failures: dict[int, str] = {}
+        unchecked: dict[int, str] = {}
         for law, check in ((2, judge.law_2), (3, judge.law_3), (4, judge.law_4)):  # 4 zeroes blocks
             for config in chosen:
                 if law not in failures:
@@ -90,6 +106,8 @@ def verify(
                         found = check(config)
                     except ExtractError as error:
                         found = None if law == 3 else str(error)
+                        if law == 3:
+                            unchecked.setdefault(law, str(error))
                     except (
                         NetAugFXError,
                         RuntimeError,
@@ -100,7 +118,7 @@ def verify(
                         found = f"{type(error).__name__}: {str(error).splitlines()[0]}"
                     if found:
                         failures[law] = found
-    return Report(failures, chosen)
+    return Report(failures, chosen, unchecked)
 
 
 def culprits(wide: WideModel) -> list[str]:
@@ -241,6 +259,8 @@ class _Judge:
 
     def law_4(self, config: Config) -> str | None:
         wide, plan = self.wide, self.wide.plan
+        wide.statistics.clear()  # a recalibrated subnet normalises base channels otherwise
+        wide._bound.clear()
         with torch.no_grad():
             for name, summed in plan.contracted.items():
                 path, _, leaf = name.rpartition(".")

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from .axes import size
 from .blocks import Rooms, create, form, initial, own_seed
+from .checks import seed_of
 from .errors import NetAugFXError, PinnedError, PlanError, TraceError, VerifyError
 from .infer import infer
 from .model import WideModel, arguments
@@ -92,11 +93,14 @@ def widen(
         **plan_arguments: As `netaugfx.plan` takes them.
 
     Raises:
-        TypeError: An unknown argument.
+        TypeError: An unknown argument. ConfigError: `seed` is no whole number.
         PlanError: Nothing can grow, or `plan` is not of this model. As `plan` otherwise.
         VerifyError: A law is broken, and pinning widths does not mend it.
     """
+    seed = seed_of(seed, "widen")
     if plan is not None:
+        if not isinstance(plan, Plan):
+            raise PlanError(f"widen: plan must be what netaugfx.plan returned; {plan!r} came.")
         extra = set(plan_arguments) - {"example_inputs"}
         if extra:
             raise TypeError(
@@ -171,7 +175,7 @@ def _inferred(
         except RuntimeError:  # it cannot be copied either
             raise error from None
         plans = dict(_children(model, "", calls, keep, pins))
-        if not plans:
+        if not any(made.widths for made in plans.values()):
             raise
         return join(model, plans, why), example
 
@@ -183,7 +187,7 @@ def _children(
     keep: tuple[str, ...],
     pins: Mapping[str, str],
 ) -> Iterator[tuple[str, Plan]]:
-    """Yield the plans of the largest traceable modules below `model` in which something can grow."""
+    """Yield the plans of the largest traceable modules below `model`."""
     for name, child in model.named_children():
         path = f"{prefix}{name}"
         if path in calls and not is_leaf(child, path):
@@ -198,7 +202,7 @@ def _children(
                 made, _ = infer(_traces(child, calls[path])[0], keep=globs, pins=mine)
             except NetAugFXError:
                 made = None
-            if made is not None and made.widths:
+            if made is not None and (made.widths or not made.opaque):
                 yield path, made
                 continue
         yield from _children(child, f"{path}.", calls, keep, pins)
@@ -237,7 +241,10 @@ def _without(arguments: dict[str, Any], pins: Mapping[str, str], made: Plan) -> 
 
 
 def _globs(keep: Iterable[str]) -> tuple[str, ...]:
-    return (keep,) if isinstance(keep, str) else tuple(keep)
+    globs = (keep,) if isinstance(keep, str) else tuple(keep) if isinstance(keep, Iterable) else ()
+    if not isinstance(keep, Iterable) or not all(isinstance(g, str) for g in globs):
+        raise PlanError(f"keep must be globs of module names, such as ('head',); {keep!r} came.")
+    return globs
 
 
 def _raise_if_pinned(made: Plan) -> None:

@@ -16,7 +16,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import IO, Any
 
+import torch
 from PIL import Image
+from torch.utils.data import Subset
 
 from recipes.errors import DataError, near
 
@@ -73,6 +75,25 @@ def load_data(
             f"{spec} has {data.num_classes} classes, more than the {num_classes} asked for."
         )
     return replace(data, **given)
+
+
+def split(data: Data, share: float) -> tuple[Data, Sequence]:
+    """Data without a share of its training images, and these: always the same ones of the same data.
+
+    Raises:
+        DataError: so small a share is less than one image, or nothing is left to train on.
+    """
+    if share == 0:
+        return data, ()
+    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0)).tolist()
+    count = int(share * len(order))
+    if not 0 < count < len(order):
+        raise DataError(
+            f"A share of {share:g} of {len(order)} training images is {count}: the held-out split would have no image, "
+            "or training none. Give a larger or a smaller share."
+        )
+    held_out, rest = sorted(order[:count]), sorted(order[count:])
+    return replace(data, train=Subset(data.train, rest)), Subset(data.train, held_out)
 
 
 class _Arrays(Sequence):

@@ -32,6 +32,10 @@ class DistillError(RecipeError):
     """Student, teacher, objective or features do not fit each other."""
 
 
+class SearchError(RecipeError):
+    """A search cannot start, cannot go on, or found nothing."""
+
+
 def near(name: str, known: Sequence[str]) -> str:
     """A sentence that suggests known names like `name`, or tells some of them."""
     matches = difflib.get_close_matches(name, known, n=5, cutoff=0.6)

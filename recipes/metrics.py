@@ -31,14 +31,14 @@ def measure(
     loader: Iterable,
     num_classes: int,
     *,
-    ks: Sequence[int] = (1, 5),
+    ks: Sequence[int] = (1,),
     device: torch.device | str = "cpu",
 ) -> tuple[dict[str, Any], Tensor]:
     """Run a network on a loader once.
 
     Args:
         predict: images -> logits, in eval mode.
-        ks: how many of the most likely classes count; those above num_classes are left out.
+        ks: how many of the most likely classes count, each from 1 to num_classes.
 
     Returns:
         "loss" in nats; in percent, for each k, "top{k}" (share of images) and "precision@{k}",
@@ -51,10 +51,9 @@ def measure(
     Source: C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3, for
     the calibration error.
     """
-    if not ks or min(ks) < 1:
-        raise RunError(f"k counts classes from 1 on, got {list(ks)}.")
+    check_ks(ks, num_classes)
     scores: dict[str, Any] = {}
-    for k in sorted({k for k in ks if k <= num_classes} or {num_classes}):
+    for k in sorted(set(ks)):
         scores[f"top{k}"] = MulticlassAccuracy(num_classes, top_k=k, average="micro")
         for name, metric in BY_CLASS.items():
             scores[f"{name}@{k}"] = metric(num_classes, top_k=k, average="macro")
@@ -81,6 +80,12 @@ def measure(
         "predicted_classes": int((matrix.sum(0) > 0).sum()),
         "classes": num_classes,
     }, matrix
+
+
+def check_ks(ks: Sequence[int], num_classes: int) -> None:
+    """Raise RunError where a k is no number of classes."""
+    if not ks or min(ks) < 1 or max(ks) > num_classes:
+        raise RunError(f"k counts classes, from 1 to the {num_classes} there are; got {list(ks)}.")
 
 
 def draw_confusion(matrix: Tensor, path: Path, title: str, names: Sequence[str] = ()) -> None:

@@ -47,7 +47,8 @@ def build_model(
     Args:
         name: a timm name, `torchvision:NAME`, `netaugfx:NAME` or `path/to/file.py:function`.
         num_classes: outputs of its classifier, passed as `num_classes`.
-        channels: of its input, passed as `in_chans` (timm's word) where the constructor has it.
+        channels: of its input, passed as `in_chans` (timm's word) where the constructor has it; to
+            one that has **keywords alone, where they are not 3.
         model_args: more arguments for its constructor.
         pretrained: load timm's or torchvision's trained weights.
 
@@ -65,7 +66,7 @@ def build_model(
         defaults: dict[str, Any] = {}
         if "num_classes" in takes or anything:
             defaults["num_classes"] = num_classes
-        if "in_chans" in inspect.signature(constructor).parameters:
+        if "in_chans" in takes or (anything and channels != 3):
             defaults["in_chans"] = channels
         elif channels != 3:
             raise ModelError(

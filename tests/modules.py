@@ -533,6 +533,34 @@ def cosine_gate(x: Tensor) -> Tensor:
     return x * F.cosine_similarity(x, x.roll(1, 2), dim=1)[:, None]
 
 
+class GroupGate(nn.Module):
+    """A gate for each group of channels, repeated over the channels of a group."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+        self.gates = nn.Linear(channels, groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c = x.shape[:2]
+        gates = self.gates(x.flatten(2).mean(2)).sigmoid()
+        gates = gates.view(n, self.groups, 1).expand(n, self.groups, c // self.groups)
+        return x * gates.reshape(n, c, *[1] * (x.dim() - 2))
+
+
+class ForeignCount(nn.Module):
+    """Channels viewed by the count of those that came in, alone and within a product."""
+
+    def __init__(self, channels: int, rank: int) -> None:
+        super().__init__()
+        self.conv = CONV[rank](channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c = x.shape[:2]
+        y = torch.stack([self.conv(x), x.tanh()], 2).reshape(n, c * 2, -1)
+        return y.view(n, c, 2, *x.shape[2:]).sum(2)
+
+
 class ChannelMeanGate(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(x.mean(1, keepdim=True))

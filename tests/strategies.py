@@ -608,6 +608,10 @@ class Rare(Step):
             return modules.InParts(count), site.to(site.channels + count)
         if self.kind == "attention":
             return modules.PixelAttention(site.channels, math.gcd(count, site.channels)), site.to()
+        if self.kind == "group gate":
+            return modules.GroupGate(site.channels, math.gcd(count, site.channels)), site.to()
+        if self.kind == "foreign count":
+            return modules.ForeignCount(site.channels, site.rank), site.to()
         if self.kind == "running instance norm":
             if math.prod(site.space) == 1:
                 return nn.Identity(), site
@@ -783,7 +787,7 @@ class NetworkSpec(Spec):
 
 RARE = (
     *("in parts", "written over", "root of count", "running instance norm", "weight norm"),
-    *("attention", "local response norm", "cosine gate"),
+    *("attention", "local response norm", "cosine gate", "group gate", "foreign count"),
 )
 few = st.integers(1, 6)
 acts = st.sampled_from(sorted(modules.ACTIVATIONS, key=lambda name: (name != "ReLU", name)))

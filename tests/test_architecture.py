@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 # Each file of netaugfx imports only from files that stand before it here. `rules` is a package.
 ORDER = [
     "errors",
+    "checks",
     "axes",
     "plan",
     "trace",
@@ -132,8 +133,8 @@ def test_netaugfx_never_imports_recipes() -> None:
 
 
 def test_recipes_are_layered() -> None:
-    """Parts that a user imports; runs made of them; what is told of runs; the command line."""
-    layers = ["parts", "training", "studies", "cli"]
+    """Parts that a user imports; a search; runs made of them; what is told of runs; the command line."""
+    layers = ["parts", "spos", "training", "studies", "cli"]
 
     def layer(module: str) -> str:
         folder = module.split(".")[1] if "." in module else ""

@@ -166,11 +166,32 @@ def test_a_pool_is_always_the_same_and_of_the_size_asked_for() -> None:
         ({"budget": "2"}, "sample: budget must be a number from 1 on"),
         ({"pool": 0}, "sample: pool must be a whole number of configs from 1 on; 0 came."),
         ({"pool": 2.5}, "sample: pool must be a whole number of configs from 1 on; 2.5 came."),
-        ({"pool": 27}, "sample: a pool of 27 configs was asked for, but only 26 wider than the base"),
-        ({"pool": 1, "budget": 1}, "sample: a pool of 1 configs was asked for, but only 0 wider"),
+        ({"kinds": ()}, "sample: kinds is empty, so nothing can be drawn; give 'stream' or 'inner'"),
+        ({"budget": math.inf}, "sample: budget must be finite; inf came. Leave it out for none."),
+        ({"pool": 27}, "sample: a pool of 27 configs was asked for, but only 26 wider than the base exist"),
+        ({"pool": 10**6}, "sample: a pool of 1000000 configs was asked for, but only 26 wider than the base exist"),
+        ({"pool": 1, "budget": 1}, "sample: a pool of 1 configs was asked for, but only 0 wider than the base "
+                                   "come within the budget of 1 in 101 draws"),
+        ({"pool": 1, "kinds": "inner"}, "sample: a pool of 1 configs was asked for, but no width of the kinds inner "
+                                        "has a choice, so the base is all there is; grow those that are stream."),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(netaugfx.ConfigError) as raised:
         small().sample(**arguments)
     assert str(raised.value).startswith(message)
+
+
+def test_a_pool_is_refused_at_once_where_it_would_be_too_large_to_list() -> None:
+    model = nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(41)))
+    wide = netaugfx.widen(model, example_inputs=torch.zeros(1, 3, 2, 2), verify=False)
+    with pytest.raises(
+        netaugfx.ConfigError, match=r"it may have 10000 at most.* about 10\^19 wider"
+    ):
+        wide.sample(pool=10**6)
+    assert len({wide.sample(pool=20) for _ in range(200)}) == 20
+
+
+def test_a_pool_may_hold_every_config_that_there_is() -> None:
+    wide = small()
+    assert len({wide.sample(torch.Generator().manual_seed(i), pool=26) for i in range(400)}) == 26

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -152,6 +152,67 @@ def test_the_fused_kernel_of_attention_computes_the_subnet_too() -> None:
     with torch.no_grad():
         expected = wide.at({"layer.linear1": wide.max_config["layer.linear1"]})(*x)
     assert torch.allclose(found, expected, rtol=0, atol=1e-9)
+
+
+class Sentences(nn.Module):
+    """An encoder whose eval mode has a way of its own, through one fused kernel and nested tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Linear(6, 8)
+        layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        return self.head(self.encoder(self.words(x), src_key_padding_mask=padding)[:, 0])
+
+
+@pytest.fixture
+def fast_path() -> Iterator[None]:
+    """Torch's fused inference kernel, which the other tests leave off."""
+    torch.backends.mha.set_fastpath_enabled(True)
+    yield
+    torch.backends.mha.set_fastpath_enabled(False)
+
+
+@pytest.mark.usefixtures("fast_path")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("train", [True, False])
+def test_an_encoder_is_extracted_by_its_ordinary_way(train: bool) -> None:
+    inputs = torch.randn(2, 4, 6), torch.tensor([[False] * 4, [False, False, True, True]])
+    wide = netaugfx.widen(Sentences().train(train), example_inputs=inputs)
+    assert wide.elastic_share == 1.0
+    report = netaugfx.verify(wide)
+    assert str(report) == "laws 2, 3 and 4 hold at 2 configs"
+    assert not report.unchecked
+    network = netaugfx.extract(wide, wide.max_config).eval()
+    expected = wide.eval().at(wide.max_config)(*inputs)
+    assert torch.allclose(network(*inputs), expected, atol=1e-5)
+
+
+class TwoWaysByMode(nn.Module):
+    """Holds a channel count, so that no wider network of its class runs, and takes another way in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).reshape(-1, 2, 4, 64).transpose(1, 2).reshape(-1, 8, 64).mean(2)
+        return self.head(y if self.training else y * 0.5)
+
+
+def test_a_law_that_cannot_be_checked_is_said() -> None:
+    wide = netaugfx.widen(TwoWaysByMode(), example_inputs=torch.zeros(2, 3, 8, 8))
+    with pytest.raises(netaugfx.ExtractError, match="differs between train and eval"):
+        netaugfx.extract(wide, wide.max_config)
+    report = netaugfx.verify(wide)
+    assert report, "no law is broken"
+    assert set(report.unchecked) == {3}
+    assert str(report).startswith(
+        "laws 2 and 4 hold at 2 configs; law 3 was not checked: Cannot extract"
+    )
 
 
 class Attends(nn.Module):

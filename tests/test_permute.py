@@ -63,6 +63,20 @@ def check(source: Source, growth: Growth) -> None:
         close(measure.run(wide.at(wide.max_config), wide, inputs).output, in_eval, "eval")
 
 
+def test_running_statistics_stay_behind_unless_the_widest_subnet_has_its_own() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)).double()
+    x = torch.randn(8, 3, 5, 5, dtype=torch.float64)
+    model(3 * x + 1)  # statistics other than 0 and 1
+    for recalibrated in (False, True):
+        wide = netaugfx.widen(model, example_inputs=x).eval()
+        if recalibrated:
+            wide.recalibrate(wide.max_config, [x])
+        before = wide.at(wide.max_config)(x)
+        wide.permute({"0": list(range(wide.max_config["0"]))[::-1]})
+        after = wide.at(wide.max_config)(x)
+        assert torch.allclose(before, after, rtol=0, atol=1e-9) is recalibrated
+
+
 @settings(max_examples=min(settings.default.max_examples, 50))
 @given(networks(wide_family=True), growths)
 def test_random_networks(spec: NetworkSpec, growth: Growth) -> None:

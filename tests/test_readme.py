@@ -68,7 +68,7 @@ def test_the_readme_loop_trains_the_model_that_it_started_with() -> None:
 
 
 COMMANDS = (
-    *("train", "distill", "rank-augmentations", "evaluate"),
+    *("train", "search", "distill", "rank-augmentations", "evaluate"),
     *("inspect", "diagnose", "report"),
 )
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")

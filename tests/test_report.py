@@ -206,6 +206,22 @@ def test_in_a_picture_nothing_overlaps_or_leaves_the_sheet(name: str) -> None:
         assert all(a >= g or c <= e or b >= h or d <= f for e, f, g, h in outlines[:i])
 
 
+def test_a_picture_of_a_config_has_its_sizes_and_shades() -> None:
+    wide = netaugfx.widen(Mixed(), example_inputs=(torch.zeros(2, 3, 8, 8),))
+    some = next(iter(wide.widths.values()))
+    text = netaugfx.picture(wide, config={some.name: some.choices[-1]})
+    assert f"1 of {len(wide.widths)} widths grow" in text
+    assert f"{some.base} → {some.choices[-1]}" in text
+    others = [w for w in wide.widths.values() if w is not some]
+    assert all(f"{w.base} → {w.base}<" in text for w in others)
+    assert 'fill="#5a96eb"' in text  # as far as it can
+    assert netaugfx.picture(wide, config=wide.max_config).count(">8 → 24<") == netaugfx.picture(
+        wide
+    ).count(">8 → 24<")
+    with pytest.raises(netaugfx.ConfigError, match="cannot be 5"):
+        netaugfx.picture(wide, config={some.name: 5})
+
+
 def test_a_picture_is_the_same_each_time() -> None:
     first = netaugfx.picture(plan(Mixed()), title="a & b")
     assert first == netaugfx.picture(plan(Mixed()), title="a & b")

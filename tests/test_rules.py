@@ -27,6 +27,7 @@ GRID = F.affine_grid(torch.eye(2, 3).repeat(2, 1, 1), [2, 1, 3, 3], align_corner
 KERNEL = torch.ones(4, 4, 3, 3)
 PICKED = torch.tensor([2, 0])
 MASK = torch.tensor([True, False, True, False])
+PLACES = torch.arange(24).view(6, 4).mul(2).repeat(2, 4, 1, 1)
 HALF = torch.full((6,), 0.5)
 
 
@@ -47,10 +48,20 @@ def assigned(x: Tensor, y: Tensor) -> Tensor:
     return x
 
 
+def put(x: Tensor, channels: Any, value: Any) -> Tensor:
+    x = x.clone()
+    x[:, channels] = value
+    return x
+
+
 def masked(x: Tensor) -> Tensor:
     x = x.clone()
     x[:, :, MASK] = 0.0
     return x
+
+
+def shuffled(x: Tensor) -> Tensor:
+    return x.unflatten(1, (2, 3)).transpose(1, 2).flatten(1, 2)
 
 
 def zeros_beside(x: Tensor) -> Tensor:
@@ -124,6 +135,16 @@ class Unpooled(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y, indices = self.pool(x)
         return self.unpool(y * 2, indices)
+
+
+class Doubled(nn.ConvTranspose2d):
+    """A transposed convolution whose weight is no Parameter, so that no block of it stands for its inputs alone."""
+
+    def __init__(self) -> None:
+        super().__init__(6, 4, 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv_transpose2d(x, self.weight * 2.0)
 
 
 class Standardised(nn.Conv2d):
@@ -264,6 +285,9 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
     "cut in two": (lambda x: torch.cat(torch.tensor_split(x, 2, dim=1)[::-1], 1), (X,), 1),
     "cut by a number": (lambda x: torch.cat(x.tensor_split(x.shape[1] // 3, 1)[::-1], 1), (X,), 1),
     "chunks by a number": (lambda x: torch.cat(x.chunk(x.shape[1] // 3, 1)[::-1], 1), (X,), 1),
+    "unequal chunks": (lambda x: torch.cat(x.chunk(3, -1)[::-1], -1), (TOKENS,), -1),
+    "unequal chunks of a length": (lambda x: torch.cat(x.split(3, -1)[::-1], -1), (TOKENS,), -1),
+    "unequal parts": (lambda x: torch.cat(x.tensor_split(5, -1)[::-1], -1), (TOKENS,), -1),
     "cut at places": (lambda x: torch.cat(x.tensor_split([1, 4], dim=1)[::-1], 1), (X,), 1),
     "hsplit": (lambda x: torch.cat(torch.hsplit(x, [1, -2])[::-1], 1), (X,), 1),
     "vsplit and dsplit": (lambda x: torch.cat([x.vsplit(2)[0], x.dsplit(2)[1][:1].repeat(1, 1, 2, 1)]), (X,), 1),
@@ -356,6 +380,7 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
     "einsum, dots": (lambda x, y: torch.einsum("...nc,...mc,...md->...nd", x, y[None], y[0]), (TOKENS, TOKENS), -1),
     "bilinear": (Bilinear(), (TOKENS, TOKENS * 2), -1),
     # weights computed from others
+    "transposed convolution, computed": (Doubled(), (X,), 1),
     "standardised weight": (made(Standardised(6, 4, 3)), (X,), 1),
     "weight standardised by a norm": (made(StandardisedByNorm(6, 4, 3)), (X,), 1),
     "weight norm": (made(weight_norm(nn.Conv2d(6, 4, 3))), (X,), 1),
@@ -378,6 +403,9 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
 BESIDE = {
     "eca": ("merges it with another elastic axis",),
     "flatten two": ("it multiplies another width",),
+    "unequal chunks": ("makes its parts unequal, by channels whose number stays",),
+    "unequal chunks of a length": ("makes its parts unequal, by channels whose number stays",),
+    "unequal parts": ("makes its parts unequal, by channels whose number stays",),
     "diff": ("begins with its first element",),
     "diff of two": ("begins with its first element",),
     "one channel, expanded": ("expand() repeats it",),
@@ -430,7 +458,10 @@ PINNED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "index_select": (lambda x: x.index_select(1, PICKED), "index_select() picks channels of it by their numbers"),
     "gather": (lambda x: x.gather(1, torch.zeros_like(x).long()), "gather() picks elements along it by their numbers"),
     "take": (lambda x: x * x.take(PICKED)[0], "take() addresses elements by their numbers"),
-    "tensor_split": (lambda x: x.tensor_split(4, 1)[0], "tensor_split() cuts it into unequal parts of a fixed number"),
+    "chunk": (lambda x: torch.cat(x.chunk(4, 1)[::-1], 1), "chunk() cuts it into 4 parts, which it is too short for"),
+    "tensor_split": (lambda x: x.tensor_split(7, 1)[0], "cuts it into 7 parts, which it is too short for"),
+    "shuffled and cut": (lambda x: torch.cat(shuffled(x).chunk(2, 1)[::-1], 1),
+                         "chunk() cuts it into 2 equal parts, which its 3 groups of 2 channels do not divide into"),
     "unbind": (lambda x: torch.stack(x.unbind(1), 1), "unbind() takes it apart"),
     "roll": (lambda x: x.roll(1, 1), "roll() rolls it"),
     "out=": (written_out, "add() writes to its out= argument"),
@@ -453,6 +484,16 @@ PINNED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "unfolded": (Across(lambda x: F.unfold(x, 2)), "slides over it"),
     "folded": (lambda x: F.fold(x[..., 0].mT, (4, 3), 2)[..., 0], "slides over it"),
     "unpooled": (Across(Unpooled()), "pools over it"),
+    "unpooled at given places": (Across(lambda x: F.max_unpool2d(x, PLACES.to(x.device), 2)), "pools over it"),
+    "a part, gathered": (lambda x: x.gather(0, torch.zeros(1, 3, 4, 4, dtype=torch.int64, device=x.device)),
+                         "gather() takes a part of it"),
+    "cut into empty parts": (lambda x: torch.cat(x.tensor_split([2, 2, 4], 1), 1), "into parts, some of them empty"),
+    "padded in a circle": (lambda x: F.pad(x.movedim(1, -1), (1, 1, 0, 0), "circular").movedim(-1, 1), "pad() pads it"),
+    "assigned, one": (lambda x: put(x, 1, 0.0), "setitem() takes one element of it"),
+    "assigned, every other": (lambda x: put(x, slice(0, 6, 2), 0.0), "setitem() takes every so many elements of it"),
+    "assigned, picked": (lambda x: put(x, [0, 2], 0.0), "setitem() picks channels of it by their numbers"),
+    "assigned, a constant": (lambda x: put(x, slice(None), torch.ones(6, 1, 1, device=x.device)),
+                             "setitem() combines it with channels that no layer makes"),
     "windows": (lambda x: x.unfold(1, 3, 1)[..., 0], "unfold() makes windows of it"),
     "unflatten, module": (nn.Unflatten(1, (2, 3)), "has literal lengths"),
     "diagonal": (lambda x: torch.einsum("bchh->bch", x)[..., None], "einsum() takes a diagonal"),
@@ -467,6 +508,24 @@ def test_what_may_not_grow_is_pinned_and_says_why(name: str) -> None:
         check_rule(operator, X)
     text = re.sub(r" \(test_rules.py:\d+\)", "", str(raised.value))
     assert why in text, text
+
+
+# channels where space is meant, in one dimension and in three
+SPACE = {
+    "adaptive_avg_pool1d": (lambda x: F.adaptive_avg_pool1d(x, 3), MAP1),
+    "adaptive_max_pool1d": (lambda x: F.adaptive_max_pool1d(x, 3), MAP1),
+    "adaptive_avg_pool3d": (lambda x: F.adaptive_avg_pool3d(x, (3, 2, 2)), MAP3),
+    "adaptive_max_pool3d": (lambda x: F.adaptive_max_pool3d(x, (3, 2, 2)), MAP3),
+    "max_pool1d": (lambda x: F.max_pool1d(x, 2), MAP1),
+    "avg_pool3d": (lambda x: F.avg_pool3d(x, 2), MAP3),
+}
+
+
+@pytest.mark.parametrize("name", SPACE)
+def test_pooling_over_channels_pins_them(name: str) -> None:
+    operator, x = SPACE[name]
+    with pytest.raises(netaugfx.RuleError, match=rf"{name}\(\) .*pools over it"):
+        check_rule(Across(operator), x)
 
 
 def test_order_matters_where_channels_are_combined_with_their_neighbours() -> None:

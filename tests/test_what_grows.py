@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 import netaugfx
 from tests.networks import CORE, WHOLE, Case
@@ -64,3 +69,69 @@ def test_kinds() -> None:
     assert {width.name for width in audio.widths if width.kind == "inner"} == inner
     inner = {"layer1.spatial", "layer2.spatial", "layer1.squeeze.reduce", "layer2.squeeze.reduce"}
     assert {width.name for width in video.widths if width.kind == "inner"} == inner
+
+
+# ------------------------------------------------------------------------------------------------ reasons
+
+
+class CutUnevenly(nn.Module):
+    """Channels that a shuffle has made 3 groups of 2, halved; what takes a half cannot grow either."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.depthwise = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 3, 1, groups=3)
+        self.head = nn.Conv2d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).unflatten(1, (2, 3)).transpose(1, 2).flatten(1, 2)
+        return self.head(self.depthwise(x.chunk(2, 1)[0]))
+
+
+class Experts(nn.Module):
+    """A convolution whose weight is a mixture, its output and input channels laid out as one axis (CondConv)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.route = nn.Conv2d(3, 4, 1), nn.Linear(4, 2)
+        self.experts = nn.Parameter(torch.randn(2, 5 * 4))
+        self.depthwise, self.head = nn.Conv2d(5, 5, 1, groups=5), nn.Conv2d(5, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        weight = (self.route(x.mean((2, 3))).sigmoid() @ self.experts).view(-1, 4, 1, 1)
+        y = F.conv2d(x.view(1, -1, *x.shape[2:]), weight, groups=x.shape[0])
+        return self.head(self.depthwise(y.view(x.shape[0], 5, *x.shape[2:])))
+
+
+class Detector(nn.Module):
+    """Its root reads data: its children are traced apart, and nothing grows in one of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 5, 1))
+        self.head = nn.Sequential(nn.Conv2d(5, 5, 1, groups=5), nn.Conv2d(5, 2, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.head(self.backbone(x))
+        return x if x.sum() > 0 else -x
+
+
+APART = "it leaves '{}', which is traced apart, since the model around it cannot be traced"
+
+
+@pytest.mark.parametrize(
+    ("model", "reasons"),
+    [
+        (CutUnevenly(), {"depthwise": "chunk() (test_what_grows.py) cuts it into 2 equal parts, which its 3 groups of "
+                                      "2 channels do not divide into"}),
+        (Experts(), {"depthwise": "cannot grow, since view() (test_what_grows.py) makes of it one of several factors "
+                                  "of an axis, and only one of them can grow"}),
+        (Detector(), {"backbone.2": APART.format("backbone"), "head.1": APART.format("head"),
+                      "head.0": "'0' (container.py) combines it with channels that no layer makes: an input"}),
+    ],
+    ids=lambda x: type(x).__name__ if isinstance(x, nn.Module) else "",
+)  # fmt: skip
+def test_a_pin_names_the_first_cause(model: nn.Module, reasons: dict[str, str]) -> None:
+    plan = netaugfx.plan(model, example_inputs=torch.zeros(2, 3, 4, 4))
+    for name, reason in reasons.items():
+        assert reason in re.sub(r"\.py:\d+", ".py", plan.pinned[name])

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..axes import OpenAxis, Var, elastic, fixed, free, resolve, times
+from ..axes import OpenAxis, elastic, fixed, free, resolve, times
 from .op import Call, NoRule, Op, Path, Ref, Typed
 from .registry import everywhere, layer, register_rule
 
@@ -26,7 +26,7 @@ def between(
         op.unify(axis, tuple(s for p in parts for s in p))
         return (resolve(parts[0]) if start else ()), resolve(parts[1 if start else 0])
     op.pin(axis, why=why)
-    return fixed(start), fixed(max(0, stop - start))
+    return fixed(start, axis), fixed(max(0, stop - start), axis)
 
 
 def _slice(op: Op, x: Typed, d: int, item: slice, path: Path) -> OpenAxis:
@@ -37,10 +37,10 @@ def _slice(op: Op, x: Typed, d: int, item: slice, path: Path) -> OpenAxis:
             op.count((*path, "stop"), axis)
         return axis
     if not elastic(axis):
-        return fixed(len(range(start, stop, step)))
+        return fixed(len(range(start, stop, step)), axis)
     if step != 1 or stop <= start:
         op.pin(axis, why="takes every so many elements of it")
-        return fixed(len(range(start, stop, step)))
+        return fixed(len(range(start, stop, step)), axis)
     before, here = between(op, x, d, start, stop)
     if start:
         op.count((*path, "start"), before)
@@ -217,10 +217,10 @@ def by_number(op: Op) -> Any:
 
 @register_rule(*everywhere(["chunk"]))
 def chunk(op: Op) -> Any:
-    """Equal parts, which therefore grow alike."""
+    """Parts of one length, which therefore grow alike, and a last one that may be shorter by a number that stays."""
     a = op.bind("input", "chunks", "dim", dim=0)
     op.number(op.path("chunks", "input", "chunks"))
-    return _parts(op, a["input"], a["dim"])
+    return _parts(op, a["input"], a["dim"], a["chunks"])
 
 
 @register_rule(torch.split, Tensor.split, torch.functional.split, torch.split_with_sizes,
@@ -239,7 +239,7 @@ def split(op: Op) -> Any:
         ((k,) for k in ("split_size_or_sections", "split_size", "split_sizes") if k in op.kwargs),
         (1,),
     )
-    parts = _parts(op, x, a["dim"], equal=not isinstance(given, Sequence))
+    parts = _parts(op, x, a["dim"], None if isinstance(given, Sequence) else len(op.result))
     dim = a["dim"] % len(x.axes)
     if isinstance(given, Sequence):
         for i, part in enumerate(parts):
@@ -261,7 +261,7 @@ def tensor_split(op: Op) -> Any:
         dim = {"hsplit": min(1, len(x.axes) - 1), "vsplit": 0, "dsplit": 2}[op.name]
     if isinstance(given, int):
         op.number(op.path(key, *names))
-        return _parts(op, x, dim)
+        return _parts(op, x, dim, given)
     if not isinstance(given, Sequence):
         raise NoRule("cuts where a tensor says")
     dim %= len(x.axes)
@@ -269,7 +269,7 @@ def tensor_split(op: Op) -> Any:
     bounds = [0, *(i % n if i < 0 else i for i in given), n]
     if any(b <= a for a, b in pairwise(bounds)):
         op.pin(x.axes[dim], why="cuts it into parts, some of them empty")
-    parts = _parts(op, x, dim, equal=False)
+    parts = _parts(op, x, dim)
     before: OpenAxis = ()
     for i, part in enumerate(parts[:-1]):
         before = (*before, *part[dim])
@@ -277,22 +277,36 @@ def tensor_split(op: Op) -> Any:
     return parts
 
 
-def _parts(op: Op, x: Typed, dim: int, equal: bool = True) -> Any:
+def _parts(op: Op, x: Typed, dim: int, number: int | None = None) -> Any:
+    """Return the axes of parts, free of each other; where their `number` stays, their differences in length stay."""
     dim %= len(x.axes)
     lengths = [v.shape[dim] for v in op.result]
+    shortest = min(lengths, default=0)
     if not elastic(x.axes[dim]):
-        parts = [fixed(n) for n in lengths]
-    elif not equal:
+        parts = [fixed(n, x.axes[dim]) for n in lengths]
+    elif number is None:
         parts = [free(n) for n in lengths]
         op.unify(x.axes[dim], tuple(s for p in parts for s in p))
-    elif len(set(lengths)) == 1:
-        part = Var(lengths[0])
-        op.unify(x.axes[dim], times(len(lengths), ((part,),), 1))
-        parts = [((part,),)] * len(lengths)
+    elif number != len(lengths) or shortest == 0:
+        op.pin(x.axes[dim], why=f"cuts it into {number} parts, which it is too short for")
+        parts = [fixed(n, x.axes[dim]) for n in lengths]
     else:
-        op.pin(x.axes[dim], why="cuts it into unequal parts of a fixed number")
-        parts = [fixed(n) for n in lengths]
+        part = free(shortest)
+        rest = {n: free(n - shortest) for n in lengths if n > shortest}
+        op.pin(*rest.values(), why="makes its parts unequal, by channels whose number stays")
+        parts = [(*part, *rest.get(n, ())) for n in lengths]
+        whole = tuple(s for p in parts for s in p) if rest else times(number, part, 1)
+        op.unify(x.axes[dim], whole, f"cuts it into {number} equal parts{_across(x.axes[dim])}")
     return tuple((*x.axes[:dim], resolve(p), *x.axes[dim + 1 :]) for p in parts)
+
+
+def _across(axis: OpenAxis) -> str:
+    """Return what the channels of an axis lie in that cannot be cut evenly (after a shuffle, say)."""
+    segments = resolve(axis)
+    if len(segments) > 1 or len(segments[0]) == 1:
+        return ", across channels that are concatenated"
+    groups = _size(segments[0][:1])
+    return f", which its {groups} groups of {_size(segments[0][1:])} channels do not divide into"
 
 
 @register_rule(*everywhere(["unbind"]))

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..axes import OpenAxis, elastic, fixed, pin, resolve, settle, unify, variables
+from ..axes import OpenAxis, elastic, fixed, pin, resolve, settle, unify, why
 
 Path = tuple[
     str | int, ...
@@ -132,14 +132,17 @@ class Op:
         """Return where the argument `name` of the signature `names` stands."""
         return (name,) if name in self.kwargs else (names.index(name),)
 
-    def unify(self, a: OpenAxis, b: OpenAxis) -> None:
-        """Say that `a` and `b` are the same channels."""
+    def unify(
+        self, a: OpenAxis, b: OpenAxis, why: str = "combines it with channels in other groups"
+    ) -> None:
+        """Say that `a` and `b` are the same channels; `why` is said of those that cannot be, though both can grow."""
         a, b = resolve(a), resolve(b)
         if a == b:
             return
-        why = f"{self.where} combines it with {_fault(a, b)}"
-        _, again, cause = why.partition(f", since {self.where} ")
-        unify(a, b, f"{self.where} {cause}" if again else why)
+        fault = _fault(a, b)
+        text = f"{self.where} {why if fault is None else f'combines it with {fault}'}"
+        _, again, cause = text.partition(f", since {self.where} ")
+        unify(a, b, f"{self.where} {cause}" if again else text)
 
     def pin(self, *axes: OpenAxis, why: str = "") -> None:
         """Say that `axes` cannot grow."""
@@ -247,16 +250,17 @@ class Op:
         return tuple(axes)
 
 
-def _fault(a: OpenAxis, b: OpenAxis) -> str:
-    """Return what keeps one of two axes, which ought to be the same, from growing."""
-    if elastic(a) and elastic(b):
-        return "channels in other groups"
-    return _stiff(b if elastic(a) else a)
+def _fault(a: OpenAxis, b: OpenAxis) -> str | None:
+    """Return what keeps one of two axes, which ought to be the same, from growing; None where nothing is known to."""
+    stiff = b if elastic(a) else a
+    if elastic(stiff) and why(a) is None and why(b) is None:
+        return None
+    return _stiff(a if elastic(stiff) and why(a) else stiff)
 
 
 def _stiff(axis: OpenAxis) -> str:
     """Return why `axis` cannot grow, down to the first cause."""
-    why = next((v.reason for v in variables(resolve(axis)) if v.reason), None)
-    if why is None:
+    reason = why(axis)
+    if reason is None:
         return "channels that no layer makes: an input, a constant or a literal length"
-    return f"channels that cannot grow, since {why.rpartition(', since ')[2]}"
+    return f"channels that cannot grow, since {reason.rpartition(', since ')[2]}"

@@ -13,6 +13,7 @@ from ..axes import (
     OpenAxis,
     OpenFactor,
     OpenSegment,
+    Stiff,
     Var,
     elastic,
     fixed,
@@ -79,7 +80,7 @@ def _group(
     if len(shape) == 1:
         return [merged]
     if not elastic(merged):
-        return [fixed(n) for n in shape]
+        return [fixed(n, merged) if n > 1 else fixed(n) for n in shape]
     if all(n == 1 for n in shape):
         op.pin(merged, why="cannot tell it from its other axes of length 1")
         return [fixed(n) for n in shape]
@@ -120,7 +121,7 @@ def _deal(
             n = gcd(left, room[k])
             if n == 1 or (n != left and n != room[k]):
                 op.pin((segment,), why="cuts it across its factors")
-                return [fixed(n) for n in shape]
+                return [fixed(n, (segment,)) if n > 1 else fixed(n) for n in shape]
             parts.append((k, n))
             room[k] //= n
             left //= n
@@ -131,8 +132,10 @@ def _deal(
             dealt[parts[0][0] if parts else k].append(factor)
         else:
             whole = [i for i, (d, n) in enumerate(parts) if n == shape[d]] or [len(parts) - 1]
+            stays = f"{op.where} makes of it one of several factors of an axis, and only one of them can grow"
             pieces: tuple[OpenFactor, ...] = tuple(
-                Var(n, literal=not open_[d]) if i in whole else n for i, (d, n) in enumerate(parts)
+                Var(n, literal=not open_[d]) if i in whole else Stiff(n, stays)
+                for i, (d, n) in enumerate(parts)
             )
             op.unify(((factor,),), (pieces,))
             for (d, _), piece in zip(parts, pieces, strict=True):
@@ -146,7 +149,7 @@ def _merge(op: Op, axes: Sequence[OpenAxis]) -> OpenAxis:
         return fixed(1)
     growing = [k for k, axis in enumerate(axes) if elastic(axis)]
     if not growing:
-        return fixed(prod(length(axis) for axis in axes))
+        return fixed(prod(length(axis) for axis in axes), tuple(s for axis in axes for s in axis))
     return merge(axes, f"{op.where} merges it with another elastic axis")
 
 

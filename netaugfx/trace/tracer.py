@@ -398,6 +398,7 @@ def _tracing(tracer: _Tracer) -> Iterator[None]:
         is_tensor_method_or_property(torch.empty(0).add)
     apply: Any = inspect.getattr_static(torch.autograd.Function, "apply")
     enter, leave = torch.autocast.__enter__, torch.autocast.__exit__
+    fastpath = torch.backends.mha.get_fastpath_enabled
     plain = (*base_types, fx.Proxy, type(None))
 
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -441,6 +442,9 @@ def _tracing(tracer: _Tracer) -> Iterator[None]:
             tracer.create_proxy("call_function", autocast_mode._exit_autocast, arguments, {})
         return leave(context, *error)
 
+    def fused() -> bool:  # one kernel for a whole transformer layer in eval mode
+        return not tracer.recording() and fastpath()
+
     def has_proxy(tree: Any) -> bool:
         return _any_leaf(tree, lambda a: isinstance(a, fx.Proxy))
 
@@ -483,6 +487,7 @@ def _tracing(tracer: _Tracer) -> Iterator[None]:
         patch(torch.autograd.Function, "apply", classmethod(applied))
         patch(torch.autocast, "__enter__", entered)
         patch(torch.autocast, "__exit__", left)
+        patch(torch.backends.mha, "get_fastpath_enabled", fused)
         patch(
             torch.utils.checkpoint,
             "_checkpoint_impl",

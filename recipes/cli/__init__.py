@@ -1,4 +1,4 @@
-"""The command line: `netaugfx` train, distill, evaluate, rank-augmentations, inspect, diagnose, report.
+"""The command line: `netaugfx` train, search, distill, evaluate, inspect, diagnose, report and more.
 
 Exit codes: 0 done; 2 bad input, told in one line; 130 stopped by Ctrl-C.
 """
@@ -20,6 +20,7 @@ from recipes.cli.distill_commands import (
     add_rank_command,
 )
 from recipes.cli.options import add_model_options, add_train_options, add_width_options
+from recipes.cli.search_command import add_search_command
 
 EXTRA = (
     "timm",
@@ -32,6 +33,7 @@ EXTRA = (
     "sklearn",
     "PIL",
     "numpy",
+    "optuna",
 )
 
 
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except KeyboardInterrupt:
         print(
-            "netaugfx: stopped. A run goes on from its last checkpoint with --resume.",
+            "netaugfx: stopped. A run goes on from its last checkpoint with --resume, a search by itself.",
             file=sys.stderr,
         )
         return 130
@@ -71,6 +73,7 @@ def _train(options: argparse.Namespace) -> None:
     from recipes.errors import RunError
     from recipes.memory import keep_memory
     from recipes.models import parse_model_args
+    from recipes.spos.result import read_sizes
     from recipes.studies.compare import compare, parse_arms, parse_seeds
     from recipes.training.config import TrainConfig
     from recipes.training.loop import Cadence, train
@@ -89,6 +92,8 @@ def _train(options: argparse.Namespace) -> None:
     fields["model_args"] = parse_model_args(options.model_args)
     fields["kinds"], fields["keep"] = tuple(options.kinds), tuple(options.keep)
     fields["ratios"] = dict(options.ratios) if options.ratios else None
+    if options.max_config is not None:
+        fields["max_config"] = read_sizes(Path(options.max_config))
     fields["method"], fields["distill"] = method_and_distillation(options)
     workers = options.workers
     if workers is None:  # digits lie in memory; photographs are decoded beside the training
@@ -163,6 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     add_distill_command(commands).set_defaults(run=_train)
     add_rank_command(commands)
     add_evaluate_command(commands)
+    add_search_command(commands)
 
     inspect = commands.add_parser(
         "inspect",

@@ -86,7 +86,7 @@ def add_rank_command(commands: Any) -> None:
     parser.add_argument("--batch-size", type=at_least(2), default=64, help="images of a batch")
     parser.add_argument("--seed", type=int, default=0, help="of order and augmentation")
     parser.add_argument("--out", metavar="DIR", default="runs/augmentations", help="for the files")
-    _add_machine_options(parser)
+    add_machine_options(parser)
 
 
 def add_evaluate_command(commands: Any) -> None:
@@ -108,7 +108,7 @@ def add_evaluate_command(commands: Any) -> None:
     )
     parser.add_argument("--data", metavar="SPEC", help="other images (default: the run's)")
     parser.add_argument(
-        "--k", nargs="+", type=at_least(1), default=[1, 5], help="classes that count as a hit"
+        "--k", nargs="+", type=at_least(1), help="classes that count as a hit (default: 1 and 5)"
     )
     parser.add_argument(
         "--recalibrate",
@@ -120,10 +120,11 @@ def add_evaluate_command(commands: Any) -> None:
     parser.add_argument("--batch-size", type=at_least(2), default=256, help="images of a batch")
     parser.add_argument("--out", metavar="DIR", help="for the files (default: RUN)")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    _add_machine_options(parser)
+    add_machine_options(parser)
 
 
-def _add_machine_options(parser: argparse.ArgumentParser) -> None:
+def add_machine_options(parser: argparse.ArgumentParser) -> None:
+    """Where to compute, and how the images come."""
     from recipes.cli.options import at_least
 
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where")
@@ -132,7 +133,8 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--download", action="store_true", help="fetch the data if it is missing")
 
 
-def _device(options: argparse.Namespace) -> Any:
+def device_of(options: argparse.Namespace) -> Any:
+    """The torch.device that is asked for; sets the threads too."""
     import torch
 
     from recipes.errors import RunError
@@ -164,7 +166,7 @@ def _rank(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         seed=options.seed,
         out=Path(options.out),
-        device=_device(options),
+        device=device_of(options),
         workers=options.workers,
         download=options.download,
     )
@@ -182,7 +184,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         out=Path(options.out) if options.out else None,
         as_json=options.json,
-        device=_device(options),
+        device=device_of(options),
         workers=options.workers,
         download=options.download,
     )

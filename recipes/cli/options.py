@@ -24,7 +24,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--method",
-        choices=("baseline", "netaug", "sandwich", *PRESETS),
+        choices=("baseline", "netaug", "sandwich", "spos", *PRESETS),
         default="baseline",
         help="how to train",
     )
@@ -45,6 +45,13 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         "--tune", choices=("all", "bias", "lite"), default="all", help="what learns (TinyTL)"
     )
     parser.add_argument("--download", action="store_true", help="fetch the data if it is missing")
+    parser.add_argument(
+        "--hold-out",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of the training images that is kept from training, for netaugfx search",
+    )
     _add_netaug_options(parser.add_argument_group("NetAug"))
     _add_optimisation_options(parser.add_argument_group("optimisation"))
     _add_regulariser_options(parser.add_argument_group("regularisers"))
@@ -94,6 +101,11 @@ def _add_netaug_options(group: Any) -> None:
         help="ratios to the base, instead of factor and diversity, e.g. stream=1,2,3",
     )
     group.add_argument(
+        "--max-config",
+        metavar="FILE",
+        help="grow each width to its size in this JSON, as netaugfx search writes it, and no further",
+    )
+    group.add_argument(
         "--coupling",
         choices=("independent", "expand"),
         default="independent",
@@ -129,6 +141,18 @@ def _add_netaug_options(group: Any) -> None:
         "--sort",
         action="store_true",
         help="before each epoch, move the channels of largest L1 norm into the base",
+    )
+    group.add_argument(
+        "--ceiling",
+        metavar="BUDGET",
+        help="spos: the costliest subnet that is trained, as 3.0x (times the base's MACs)",
+    )
+    group.add_argument(
+        "--path-dropout",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="spos: probability that a width stays at its base size in a step",
     )
 
 

@@ -164,12 +164,12 @@ def summarise(results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[st
 
 
 def print_comparison(outcome: Mapping[str, Any], console: Console) -> None:
-    """Print a row for each arm: mean and 95% interval over the seeds."""
+    """Print a row for each arm: mean and 95% interval over the seeds, the value alone for one seed."""
     first = next(iter(outcome))
     seeds = len(outcome[first]["seeds"])
-    table = Table(title=f"{seeds} seed{'s' if seeds > 1 else ''}, mean and 95% interval")
-    table.add_column("arm")
-    for column in ("top-1 (%)", f"gain over {first}", "on training images (%)", "seconds"):
+    table = Table(title=f"{seeds} seeds, mean and 95% interval" if seeds > 1 else "1 seed")
+    table.add_column("arm", overflow="fold", min_width=20)
+    for column in ("top-1 (%)", "gain", "in training (%)", "seconds"):
         table.add_column(column, justify="right")
     for arm, of in outcome.items():
         table.add_row(
@@ -180,3 +180,9 @@ def print_comparison(outcome: Mapping[str, Any], console: Console) -> None:
             f"{sum(of['seconds']) / len(of['seconds']):.0f}",
         )
     console.print(table)
+    console.print(
+        f"gain: top-1 less that of {first}, seed by seed; in training: top-1 on plain training images",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )

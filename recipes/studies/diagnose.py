@@ -63,6 +63,8 @@ def diagnose(directory: Path) -> Diagnosis:
         raise RunError(f"{directory} holds no run: expected what `netaugfx train --out` wrote.")
     held = run.held()
     method = held["config"]["method"]
+    if held["config"].get("distill"):
+        method = "distillation"
     if method != "baseline":
         raise RunError(
             f"{directory} is a run of {method}. Give one of the same network with --method baseline."

@@ -17,9 +17,12 @@ import netaugfx
 from recipes.augment import build_loaders
 from recipes.errors import RunError
 from recipes.evaluation import batches
-from recipes.metrics import draw_confusion, measure, readable
+from recipes.metrics import check_ks, draw_confusion, measure, readable
+from recipes.spos.result import read_sizes
 from recipes.training.checkpoint import write_json
 from recipes.training.finished import KeptRun, base_of, data_of, open_run, wide_of
+
+WHOSE = ("run", "which", "config", "recalibrated")  # of a report, what is no measure
 
 
 def evaluate_run(
@@ -27,7 +30,7 @@ def evaluate_run(
     which: str = "base",
     *,
     data: str | None = None,
-    ks: Sequence[int] = (1, 5),
+    ks: Sequence[int] | None = None,
     recalibrate: int = 32,
     batch_size: int = 256,
     out: Path | None = None,
@@ -42,6 +45,7 @@ def evaluate_run(
     Args:
         path: the directory of the run.
         which: "base", "widest", or a JSON file that maps width names to sizes.
+        ks: how many of the most likely classes count; 1 and 5 if None, or 1 of fewer classes.
         recalibrate: training batches that a subnet's batch norms take statistics from; 0: the
             base's statistics on the base's channels, which says little.
         out: where to write; the run's own directory if None.
@@ -57,6 +61,8 @@ def evaluate_run(
     sizes = read_config(which)
     network, predict, grown = _network(run, sizes, device)
     images = data_of(run, data, download=download)
+    ks = ks or [k for k in (1, 5) if k <= images.num_classes]
+    check_ks(ks, images.num_classes)
     some, validation, _ = build_loaders(images, batch_size, run.config.seed, workers)
     calibrated = 0
     if grown is not None and recalibrate:
@@ -84,21 +90,13 @@ def read_config(which: str) -> dict[str, int] | str:
     """ "base", "widest", or the sizes in a JSON file.
 
     Raises:
-        RunError: there is no such file, or it is no mapping to whole numbers.
+        RunError: there is no such file. SearchError: it is no mapping to whole numbers.
     """
     if which in ("base", "widest"):
         return which
-    file = Path(which)
-    if not file.is_file():
+    if not Path(which).is_file():
         raise RunError(f"--config {which}: expected base, widest or a JSON file; there is no file.")
-    try:
-        sizes = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunError(f"--config {which} does not read as JSON ({error}).") from error
-    whole = isinstance(sizes, dict) and all(type(size) is int for size in sizes.values())
-    if not whole:
-        raise RunError(f'--config {which}: expected {{"WIDTH": SIZE, ...}}, as in plan.json.')
-    return sizes
+    return read_sizes(Path(which), "--config")
 
 
 def _network(
@@ -120,9 +118,9 @@ def _print(report: dict[str, Any], out: Path, name: str, as_json: bool, console:
         console.print_json(json.dumps(report))
         return
     table = Table(title=f"{report['run']}, {name}")
-    table.add_column("")
-    table.add_column("", justify="right")
-    shown = {key: report[key] for key in list(report)[4:]}
+    table.add_column("on validation images")
+    table.add_column("value", justify="right")
+    shown = {key: value for key, value in report.items() if key not in WHOSE}
     for line in readable(shown):
         table.add_row(*line)
     console.print(table)

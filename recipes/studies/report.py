@@ -13,6 +13,8 @@ from typing import Any
 import netaugfx
 from recipes.errors import RunError
 from recipes.studies.curves import draw_curves, read_metrics
+from recipes.studies.search_pictures import section
+from recipes.studies.searching import STUDIES
 from recipes.training.rundir import RunDirectory
 
 STYLE = """
@@ -105,6 +107,9 @@ def _details(name: str, run: RunDirectory) -> str:
     if run.plan.exists():
         plan = netaugfx.Plan.from_json(run.plan.read_text())
         parts.append(_folded(f"{len(plan.widths)} widths", netaugfx.picture(plan, title=name)))
+        studies = run.path / "search" / STUDIES
+        if studies.exists():
+            parts.append(section(studies, plan))
     parts.append(_folded("Configuration", _mapping(held["config"])))
     parts.append(_folded("Data", _mapping(held["data"])))
     return "\n".join(parts)

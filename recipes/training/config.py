@@ -14,6 +14,7 @@ from recipes.training.distillation import Distillation
 NETAUG_ONLY = (
     *("factor", "diversity", "ratios", "coupling", "kinds", "keep"),
     *("alpha", "alpha_end", "samples", "stop_stream", "stop_inner", "sort"),
+    *("max_config", "ceiling", "path_dropout"),
 )
 
 
@@ -35,7 +36,8 @@ class TrainConfig:
     num_classes: int | None = None  # None: from the data, as the two below
     channels: int | None = None
     image_size: int | None = None  # pixels
-    method: str = "baseline"  # or "netaug", or "sandwich"
+    hold_out: float = 0.0  # share of the training images that is kept from training, for a search
+    method: str = "baseline"  # or "netaug", "sandwich" or "spos"
     tune: str = "all"  # what learns: "all"; "bias" (biases, norms, classifier); "lite" (these and
     # lite residual modules beside the blocks): TinyTL, Cai et al. 2020
 
@@ -46,6 +48,7 @@ class TrainConfig:
     # authors have inner 1, 1.6, 2.2, 2.8 with stream 1, 2, 3 or 1, 1.8, 2.6
     coupling: str = "independent"  # "expand": an inner width is its ratio times the stream width
     # before it, as sampled (the authors'); then the largest is 3 x 2.8 times the base
+    max_config: Mapping[str, int] | None = None  # the widest, width by width, instead of factor
     kinds: tuple[str, ...] = ("stream", "inner")  # which widths grow
     keep: tuple[str, ...] = ()  # globs of module names whose widths stay
 
@@ -59,6 +62,10 @@ class TrainConfig:
         False  # before each epoch in which both kinds grow, the channels of largest L1 norm
     )
     # move into the base (the authors', for inner widths; here streams too); not from trained weights
+
+    # --- single path one-shot (method "spos"), where neither of the two above holds
+    ceiling: str | None = None  # the costliest path, as "3.0x" (times the base's MACs)
+    path_dropout: float = 0.0  # probability that a width stays at its base size in a step
 
     # --- optimisation
     epochs: int = 10  # (the authors': 150)
@@ -92,7 +99,7 @@ class TrainConfig:
     def grows(self) -> bool:
         """Whether the model is widened."""
         by_itself = self.distill is not None and self.distill.teacher in ONLINE
-        return self.method in ("netaug", "sandwich") or by_itself
+        return self.method in ("netaug", "sandwich", "spos") or by_itself
 
     def __post_init__(self) -> None:
         """Refuse values that no run can have.
@@ -101,7 +108,7 @@ class TrainConfig:
             RunError: with the value that came and those that are possible.
         """
         one_of = {
-            "method": ("baseline", "netaug", "sandwich"),
+            "method": ("baseline", "netaug", "sandwich", "spos"),
             "tune": ("all", "bias", "lite"),
             "coupling": ("independent", "expand"),
             "augment": ("standard", "none", "autoaugment", "randaugment"),
@@ -110,10 +117,14 @@ class TrainConfig:
         for name, allowed in one_of.items():
             if getattr(self, name) not in allowed:
                 raise RunError(f"{name} is {getattr(self, name)!r}; one of {allowed} is possible.")
-        shares = ("stop_stream", "stop_inner", "dropout", "dropblock")
+        shares = ("stop_stream", "stop_inner", "dropout", "dropblock", "path_dropout")
         for name in shares:
             if not 0 <= getattr(self, name) <= 1:
                 raise RunError(f"{name} is a share from 0 to 1; {getattr(self, name)!r} came.")
+        if not 0 <= self.hold_out < 1:
+            raise RunError(f"hold_out is a share from 0 to below 1; {self.hold_out!r} came.")
+        if self.max_config is not None and (self.ratios or self.coupling == "expand"):
+            raise RunError("max_config says how far each width grows: give no ratios or coupling.")
         if self.ema is not None and not 0 < self.ema < 1:
             raise RunError(f"ema is a decay between 0 and 1, e.g. 0.999; {self.ema!r} came.")
         if self.clip_grad is not None and not self.clip_grad > 0:
@@ -123,6 +134,10 @@ class TrainConfig:
         """The fields that make the run what it is, as JSON; the baseline has no widths."""
         fields = dataclasses.asdict(self)
         left_out = () if self.grows else NETAUG_ONLY
-        if self.distill is None:
-            del fields["distill"]
+        if self.method != "spos":
+            left_out = (*left_out, "ceiling", "path_dropout")
+        unset = {"distill": None, "max_config": None, "hold_out": 0.0}
+        for name, value in unset.items():
+            if fields[name] == value:
+                del fields[name]
         return {name: value for name, value in fields.items() if name not in left_out}

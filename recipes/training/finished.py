@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import netaugfx
-from recipes.data import Data, load_data
+from recipes.data import Data, load_data, split
 from recipes.errors import RunError
 from recipes.training.checkpoint import check_weights
 from recipes.training.config import TrainConfig
@@ -57,9 +58,31 @@ def open_run(path: Path) -> KeptRun:
 
 
 def data_of(run: KeptRun, spec: str | None = None, *, download: bool = False) -> Data:
-    """The run's data, or those of `spec` read for its model."""
+    """The run's data, without what it held out, or those of `spec` read for its model."""
     shape = {name: run.described[name] for name in ("num_classes", "channels", "image_size")}
-    return load_data(spec or run.config.data, **shape, download=download)
+    data = load_data(spec or run.config.data, **shape, download=download)
+    return data if spec else split(data, run.config.hold_out)[0]
+
+
+def held_out_of(
+    run: KeptRun, share: float | None = None, *, download: bool = False
+) -> tuple[Data, Sequence]:
+    """The run's data with the images that its training left, and those that it held out.
+
+    Args:
+        share: hold out this share of the training images, whether the run has seen them or not.
+
+    Raises:
+        RunError: the run held nothing out, and no share is given.
+    """
+    share = run.config.hold_out if share is None else share
+    if not 0 < share < 1:
+        raise RunError(
+            f"{run.path} trained on all of its images, so the held-out split has size zero. Train with --hold-out 0.1, "
+            "or give --hold-out 0.1 here: then scores are taken on images that the run has trained on."
+        )
+    shape = {name: run.described[name] for name in ("num_classes", "channels", "image_size")}
+    return split(load_data(run.config.data, **shape, download=download), share)
 
 
 def untrained(run: KeptRun) -> nn.Module:

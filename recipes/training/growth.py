@@ -33,6 +33,7 @@ def widen(
         factor=config.factor,
         diversity=config.diversity,
         choices=ratios,
+        max_config=config.max_config,
         keep=config.keep,
         example_inputs=(example,),
         seed=config.seed,
@@ -207,6 +208,11 @@ def sort_channels(
     """
     wide.permute(importance_orders(wide), optimizer, ema)
     training = wide.training
-    with torch.random.fork_rng(devices=[]):
-        update_bn(([images] for images, _ in islice(batches, REFRESHING)), wide.base)
+    refresh_norms(wide.base, batches)
     wide.train(training)
+
+
+def refresh_norms(base: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Give a network's batch norms the statistics of a few batches; the global random state stays."""
+    with torch.random.fork_rng(devices=[]):
+        update_bn(([images] for images, _ in islice(batches, REFRESHING)), base)

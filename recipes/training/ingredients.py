@@ -20,6 +20,7 @@ from recipes.errors import RunError
 from recipes.models import build_model
 from recipes.netaug import NetAugTask, Sampler
 from recipes.sandwich import SandwichTask
+from recipes.spos.task import SinglePathTask
 from recipes.tinytl import add_lite_residuals, freeze
 from recipes.training.config import TrainConfig
 
@@ -103,11 +104,20 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
 def build_task(
     model: nn.Module, config: TrainConfig, sampler: Sampler, device: torch.device
 ) -> TrainingTask:
-    """The objective of a run without a teacher: timm's classification, NetAug, or the sandwich rule."""
+    """The objective of a run without a teacher: plain, NetAug, the sandwich rule, or single path."""
     criterion = nn.CrossEntropyLoss(label_smoothing=config.smoothing)
     if config.method == "sandwich":
         return SandwichTask(
             model, criterion, samples=config.samples, kinds=config.kinds, seed=config.seed
+        )
+    if config.method == "spos":
+        return SinglePathTask(
+            model,
+            criterion,
+            ceiling=config.ceiling,
+            path_dropout=config.path_dropout,
+            kinds=config.kinds,
+            seed=config.seed,
         )
     if config.method == "baseline":
         return ClassificationTask(model, criterion, device=device, verbose=False)

@@ -21,13 +21,13 @@ from torch import nn
 
 import netaugfx
 from recipes.augment import key, plain_loader
-from recipes.data import load_data
+from recipes.data import load_data, split
 from recipes.errors import LossError, RunError
 from recipes.evaluation import batches, evaluate
 from recipes.netaug import NetAugTask
 from recipes.training.checkpoint import save_weights, write_json
 from recipes.training.config import TrainConfig
-from recipes.training.growth import alpha_at, kinds_at, sort_channels, sorts_at
+from recipes.training.growth import alpha_at, kinds_at, refresh_norms, sort_channels, sorts_at
 from recipes.training.ingredients import (
     digest,
     example_images,
@@ -94,7 +94,7 @@ def train(
         project_dir=str(out),
     )
     given = {name: getattr(config, name) for name in ("num_classes", "channels", "image_size")}
-    data = load_data(config.data, **given, download=download)
+    data, _ = split(load_data(config.data, **given, download=download), config.hold_out)
     identity = {"config": config.identity(), "data": data.described()}
     if config.init is not None:
         if not Path(config.init).is_file():
@@ -201,6 +201,10 @@ def finish_epoch(run: Run, done: Done) -> None:
         for buffer in [*run.plain.buffers(), *(run.average.buffers() if run.average else ())]:
             if buffer.is_floating_point():  # each process has statistics of its own images
                 buffer.copy_(accelerator.reduce(buffer, "mean"))
+    if run.config.method == "spos":  # whose steps hardly ever pass through the base itself
+        run.keys.skip = 0
+        seen = ((images.to(accelerator.device), y) for images, y in batches(run.some_batches))
+        refresh_norms(without_blocks(run.network), seen)
     reached = evaluate(run.network, run.loaders[1], accelerator)
     step = run.updates(done.epochs + 1)
     if not math.isfinite(reached["loss"]):

@@ -40,6 +40,8 @@ def teach(inner: TrainingTask, config: TrainConfig, data: Data, images: Tensor) 
         return inner
     if config.method == "sandwich":
         raise DistillError("In the sandwich rule the widest subnet teaches: leave out --teacher.")
+    if config.method == "spos":
+        raise DistillError("Single paths are trained on labels alone: leave out --teacher.")
     smallest = min(config.batch_size, len(data.train))
     check_batch(distill.objectives, smallest)
     with torch.random.fork_rng(devices=[]):  # a teacher's fresh weights are drawn beside the run

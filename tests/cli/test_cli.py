@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from recipes import cli
+from recipes.studies.compare import print_comparison
 from tests.recipes.images import make_folder
 
 NET = """
@@ -318,6 +322,37 @@ def test_compare(capsys: pytest.CaptureFixture[str]) -> None:
     assert "resuming after epoch 1 of 1" in capsys.readouterr().out
     assert Path("run/baseline-0/checkpoint.safetensors").stat().st_mtime_ns == before
     assert json.loads(Path("run/comparison.json").read_text()) == found
+
+
+@pytest.mark.parametrize("width", [80, 60])
+def test_a_comparison_tells_its_arms_apart_and_one_seed_from_several(width: int) -> None:
+    arms = (
+        "baseline:weight_decay=1e-05:epochs=40",
+        "netaug+mixup+cutmix+dropout:kinds=stream:alpha=0.5",
+    )
+    one = {
+        arm: {"seeds": [0], "top1": [50.0 + i], "train_top1": [60.0], "seconds": [3.0], "gain": {"each": [i]}}
+        for i, arm in enumerate(arms)
+    }  # fmt: skip
+    shown = printed(one, width)
+    assert shown.splitlines()[0].strip() == "1 seed"
+    assert "interval" not in shown
+    assert "±" not in shown
+    cells = [row.split("│")[1].strip() for row in shown.splitlines() if row.startswith("│")]
+    assert "".join(cells) == "".join(arms)
+    assert f"gain: top-1 less that of {arms[0]}, seed by seed" in shown
+    two = {
+        arm: {name: 2 * of[name] for name in ("seeds", "top1", "train_top1", "seconds")}
+        | {"gain": {"each": [0.0, 1.0]}}
+        for arm, of in one.items()
+    }
+    assert "2 seeds, mean and 95% interval" in printed(two, width)
+
+
+def printed(outcome: dict[str, Any], width: int) -> str:
+    console = Console(width=width, file=io.StringIO())
+    print_comparison(outcome, console)
+    return console.file.getvalue()
 
 
 def test_tensorboard() -> None:

@@ -306,7 +306,9 @@ def evaluate(*more: str) -> int:
 
 def test_evaluate(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert evaluate("wide", "--out", str(tmp_path), "--k", "1", "2") == 0
-    assert "predicted classes" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "predicted classes" in shown
+    assert re.search(r"on validation images +.* value", shown)
     base = json.loads((tmp_path / "evaluation-base.json").read_text())
     result = json.loads((Path("wide") / "result.json").read_text())
     assert base["top1"] == pytest.approx(result["top1"], rel=1e-6)
@@ -335,6 +337,8 @@ def test_bad_input_of_evaluate(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     fails(capsys, evaluate("images", *out), "images holds no run: there is no images/config.json.*")
     fails(capsys, evaluate("teacher", "--config", "widest", *out), "teacher grew no widths.*")
     fails(capsys, evaluate("wide", "--config", "none.json", *out), ".*there is no file.*")
+    message = r"k counts classes, from 1 to the 3 there are; got \[20\]\."
+    fails(capsys, evaluate("wide", "--k", "20", *out), message)
     file = tmp_path / "sizes.json"
     for content, message in {
         "{": ".* does not read as JSON .*",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from PIL import Image
 from torchvision.datasets import FakeData, ImageFolder
 
 from recipes.augment import AugmentedImages, build_loaders, build_transforms
-from recipes.data import Data, load_data
+from recipes.data import Data, load_data, split
 from recipes.errors import DataError
 from recipes.evaluation import batches
 from tests.recipes.images import make_folder
@@ -163,6 +164,25 @@ def test_the_order_and_the_images_are_the_same_with_workers(tmp_path: Path) -> N
     assert not torch.equal(seen[0, 0][0][0], seen[0, 1][0][0])
 
 
+def test_what_is_held_out_is_in_neither_split() -> None:
+    data = load_data("digits")
+    rest, held_out = split(data, 0.1)
+    assert (len(rest.train), len(held_out)) == (1437 - 143, 143)
+
+    def pixels(images: Any) -> list[bytes]:
+        return [image.tobytes() for image, _ in images]
+
+    assert sorted(pixels(rest.train) + pixels(held_out)) == sorted(pixels(data.train))
+    assert pixels(split(data, 0.1)[1]) == pixels(held_out)
+    assert set(pixels(split(data, 0.05)[1])) <= set(pixels(held_out))  # more is the same and others
+    assert len({label for _, label in held_out}) == 10
+    assert pixels(rest.validation) == pixels(data.validation)
+    assert split(data, 0) == (data, ())
+    for share in (0.0001, 1.0):
+        with pytest.raises(DataError, match=r"of 1437 training images is \d+: the held-out split"):
+            split(data, share)
+
+
 def test_digits_are_not_mirrored() -> None:
     transform, plain = build_transforms(load_data("digits"))
     image = Image.new("L", (8, 8))
@@ -184,21 +204,21 @@ def test_fine_grained_data_sets_of_torchvision(tmp_path: Path) -> None:
     pets, food = tmp_path / "oxford-iiit-pet", tmp_path / "food-101"
     for folder in (pets / "images", pets / "annotations", food / "meta"):
         folder.mkdir(parents=True)
-    for split, numbers in {"trainval": (1, 2, 3), "test": (4,)}.items():
+    for part, numbers in {"trainval": (1, 2, 3), "test": (4,)}.items():
         lines = []
         for label, name in enumerate(("Abyssinian", "Beagle"), start=1):
             for number in numbers:
                 Image.new("RGB", (40, 30)).save(pets / "images" / f"{name}_{number}.jpg")
                 lines.append(f"{name}_{number} {label} 1 1")
-        (pets / "annotations" / f"{split}.txt").write_text("\n".join(lines))
-    for split, numbers in {"train": (1, 2), "test": (3,)}.items():
+        (pets / "annotations" / f"{part}.txt").write_text("\n".join(lines))
+    for part, numbers in {"train": (1, 2), "test": (3,)}.items():
         held = {}
         for name in ("apple_pie", "waffles", "tacos"):
             (food / "images" / name).mkdir(parents=True, exist_ok=True)
             for number in numbers:
                 Image.new("RGB", (80, 96)).save(food / "images" / name / f"{number}.jpg")
             held[name] = [f"{name}/{number}" for number in numbers]
-        (food / "meta" / f"{split}.json").write_text(json.dumps(held))
+        (food / "meta" / f"{part}.json").write_text(json.dumps(held))
     for name, classes, size, train, validation in (
         ("OxfordIIITPet", 2, 32, 6, 2),
         ("Food101", 3, 64, 6, 3),

@@ -98,6 +98,11 @@ def test_what_cannot_be_diagnosed(runs: Path, tmp_path: Path) -> None:
         diagnose(tmp_path)
     with pytest.raises(RunError, match=r"is a run of netaug\. Give one of the same network"):
         diagnose(runs / "netaug")
+    taught = json.loads((runs / "small/config.json").read_text())
+    taught["config"]["distill"] = {"teacher": "elsewhere"}
+    (tmp_path / "config.json").write_text(json.dumps(taught))
+    with pytest.raises(RunError, match=r"is a run of distillation\. Give one of the same network"):
+        diagnose(tmp_path)
     (tmp_path / "config.json").write_bytes((runs / "small/config.json").read_bytes())
     with pytest.raises(RunError, match=r"has 0 epochs so far; curves need two or more"):
         diagnose(tmp_path)

@@ -80,7 +80,9 @@ def test_the_picture(logits_and_labels: tuple[Tensor, Tensor], tmp_path: Path) -
 
 
 def test_bad_input(logits_and_labels: tuple[Tensor, Tensor]) -> None:
-    with pytest.raises(RunError, match="from 1 on, got"):
+    with pytest.raises(RunError, match=r"from 1 to the 4 there are; got \[0, 1\]"):
         run(*logits_and_labels, ks=(0, 1))
+    with pytest.raises(RunError, match=r"from 1 to the 4 there are; got \[1, 20\]"):
+        run(*logits_and_labels, ks=(1, 20))
     with pytest.raises(RunError, match="no image to evaluate on"):
         measure(lambda x: x, [], CLASSES)

@@ -36,11 +36,14 @@ def test_file(tmp_path: Path) -> None:
         "def net(num_classes, in_chans=3, width=4):\n"
         "    return nn.Sequential(nn.Conv2d(in_chans, width, 3), nn.Flatten(),\n"
         "                         nn.LazyLinear(num_classes))\n"
+        "def anything(**options):\n    return net(**options)\n"
         "def colour(num_classes):\n    return nn.Linear(3, num_classes)\n"
         "def text(num_classes):\n    return 'text'\n"
     )
     model = build_model(f"{file}:net", num_classes=7, channels=1, model_args={"width": 6})
     assert model[0].weight.shape == (6, 1, 3, 3)
+    model = build_model(f"{file}:anything", num_classes=7, channels=1)
+    assert model[0].weight.shape == (4, 1, 3, 3)
     for name, message in {
         f"{file}:nett": r"has no function 'nett'\. Near: net",
         f"{tmp_path}/none.py:net": r"There is no file .*/none\.py",
