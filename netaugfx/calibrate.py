@@ -1,7 +1,8 @@
-"""Batch-norm statistics of a subnet: what its batch norms see, averaged over batches."""
+"""Running statistics of a subnet: what its batch and instance norms see, averaged over batches."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,11 +10,17 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from .rewrite import Bound, Program, tensor
-from .rules.norm import BATCH_NORM, subnet_batch_norm
+from .rules.norm import BATCH_NORM, INSTANCE_NORM, subnet_batch_norm, subnet_instance_norm
+
+# what stands in a subnet -> its arguments, the function itself, and what makes it normalise by the batch
+NORMS: dict[Any, tuple[tuple[str, ...], Callable[..., Any] | None, dict[str, bool]]] = {
+    subnet_batch_norm: (BATCH_NORM, F.batch_norm, {"training": True}),
+    subnet_instance_norm: (INSTANCE_NORM, F.instance_norm, {"use_input_stats": True}),
+}
 
 
 class BatchStatistics(fx.Interpreter):
-    """Runs a subnet with every batch norm normalising by the batch, and averages what they see.
+    """Runs a subnet with every norm that keeps running statistics normalising by the batch, and averages what they see.
 
     The average is over batches, each with the same weight, of the mean and of the unbiased variance, as
     `nn.BatchNorm2d(momentum=None)` keeps it.
@@ -24,6 +31,9 @@ class BatchStatistics(fx.Interpreter):
         self.program = program
         self.batches = 0
         self.sums: dict[str, Tensor] = {}
+        self.dtypes: dict[
+            str, torch.dtype
+        ] = {}  # of the buffers; sums of bfloat16 are kept in float32
 
     def add(self, bound: Bound, inputs: list[Tensor]) -> None:
         """Run one batch."""
@@ -32,31 +42,37 @@ class BatchStatistics(fx.Interpreter):
         self.batches += 1
 
     def means(self) -> dict[str, Tensor]:
-        """Return buffer name -> average, for every batch norm that keeps running statistics."""
-        return {name: total / self.batches for name, total in self.sums.items()}
+        """Return buffer name -> average, for every norm that keeps running statistics."""
+        return {
+            name: (total / self.batches).to(self.dtypes[name]) for name, total in self.sums.items()
+        }
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node of the rewritten graph."""
-        if n.op != "call_function" or n.target is not subnet_batch_norm:
+        names, plain, by_batch = NORMS.get(n.target, ((), None, {}))
+        if n.op != "call_function" or plain is None:
             return super().run_node(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        given = {**dict(zip(BATCH_NORM, args, strict=False)), **kwargs}
-        nodes = {**dict(zip(BATCH_NORM, n.args, strict=False)), **n.kwargs}
+        given = {**dict(zip(names, args, strict=False)), **kwargs, **by_batch}
+        nodes = {**dict(zip(names, n.args, strict=False)), **n.kwargs}
         mean, var = given["running_mean"], given["running_var"]
         if mean is None:
-            return subnet_batch_norm(**{**given, "training": True})
+            return plain(**given)
         if mean.dtype in (torch.float32, torch.float64):
             # with a momentum of 1 the kernel that normalises leaves what it saw: no pass more
             mean, var = torch.zeros_like(mean), torch.zeros_like(var)
-            seen = {"running_mean": mean, "running_var": var, "training": True, "momentum": 1.0}
-            result = F.batch_norm(**{**given, **seen})
+            result = plain(**{**given, "running_mean": mean, "running_var": var, "momentum": 1.0})
         else:
-            x = given["input"]
-            var, mean = torch.var_mean(x.float(), [d for d in range(x.dim()) if d != 1])
-            result = subnet_batch_norm(**{**given, "training": True})
+            x = given["input"].float()
+            each = plain is F.instance_norm  # statistics of every image, averaged over them
+            space = [d for d in range(x.dim()) if d > 1 or (d == 0 and not each)]
+            var, mean = torch.var_mean(x, space)
+            mean, var = (mean.mean(0), var.mean(0)) if each else (mean, var)
+            result = plain(**{**given, "running_mean": None, "running_var": None})
         for name, value in (("running_mean", mean), ("running_var", var)):
             site = nodes[name]
             if isinstance(site, fx.Node) and site.target is tensor:
                 key = self.program.sites[int(site.args[1])].name  # type: ignore[arg-type]
                 self.sums[key] = self.sums.get(key, 0) + value
+                self.dtypes[key] = given[name].dtype
         return result

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
-from torch.optim.swa_utils import update_bn
 
 import netaugfx
 from netaugfx.errors import ConfigError
@@ -61,22 +62,37 @@ def test_what_is_no_max_config() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_recalibration_is_what_pytorch_does_to_the_plain_network(dtype: torch.dtype) -> None:
-    wide = netaugfx.widen(model().to(dtype), example_inputs=X.to(dtype))
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.InstanceNorm2d])
+def test_recalibration_is_what_pytorch_does_to_the_plain_network(
+    norm: type[nn.Module], dtype: torch.dtype
+) -> None:
+    m = nn.Sequential(
+        nn.Conv2d(3, 4, 3), norm(4, track_running_stats=True), nn.ReLU(), nn.Conv2d(4, 2, 1)
+    )
+    wide = netaugfx.widen(m.to(dtype), example_inputs=X.to(dtype))
     batches = [
         3 + torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(i)).to(dtype)
         for i in (0, 1)
     ]
-    plain = netaugfx.extract(wide, wide.max_config)
-    update_bn(batches, plain)
     wide.recalibrate(wide.max_config, batches)
-    found = netaugfx.extract(wide, wide.max_config).state_dict()
-    norms = [name for name in found if "running" in name]
-    assert len(norms) == 2
+    found = netaugfx.extract(wide, wide.max_config)
+    plain = copy.deepcopy(found).train()
+    plain[1].reset_running_stats()
+    plain[1].momentum = (
+        None if norm is nn.BatchNorm2d else 1.0
+    )  # an instance norm knows no plain mean
+    seen = []
+    for x in batches:
+        plain(x)
+        seen.append([getattr(plain[1], name).clone() for name in ("running_mean", "running_var")])
+    expected = (
+        seen[-1] if norm is nn.BatchNorm2d else [sum(each) / 2 for each in zip(*seen, strict=True)]
+    )
     tolerance = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: 2e-2}[dtype]
-    for name in norms:
-        expected = plain.state_dict()[name].to(found[name].dtype)
-        torch.testing.assert_close(found[name], expected, rtol=tolerance, atol=tolerance)
+    for name, value in zip(("running_mean", "running_var"), expected, strict=True):
+        mine = getattr(found[1], name)
+        assert mine.dtype == dtype
+        torch.testing.assert_close(mine, value, rtol=tolerance, atol=tolerance)
 
 
 def test_the_statistics_of_a_subnet_are_dropped_again() -> None:
