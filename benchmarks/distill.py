@@ -20,7 +20,6 @@ section 5.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -29,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from images import write_images
+from evidence import add_image_options, images_of, options_of, write_report
 from rich.console import Console
 from scipy import stats
 
@@ -37,7 +36,6 @@ from recipes.schemes import SCHEMES
 from recipes.studies.compare import finished
 from recipes.studies.curves import interval, read_metrics, shown
 from recipes.studies.ranking import rank
-from recipes.training.checkpoint import write_atomically, write_json
 from recipes.training.config import TrainConfig
 from recipes.training.distillation import Distillation
 from recipes.training.loop import train
@@ -248,48 +246,16 @@ def as_markdown(report: Mapping[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--data", required=True, metavar="SPEC", help="e.g. torchvision:CIFAR10@DATA"
-    )
-    parser.add_argument("--download", action="store_true", help="fetch the data if it is missing")
-    parser.add_argument(
-        "--images", type=int, default=20000, help="training images (default: 20000)"
-    )
-    parser.add_argument(
-        "--test-images", type=int, default=10000, help="test images (default: 10000)"
-    )
-    parser.add_argument("--epochs", type=int, default=10, help="of each student (default: 10)")
-    parser.add_argument("--teacher-epochs", type=int, default=20, help="of a teacher (default: 20)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["order", "stddev"])
-    parser.add_argument(
-        "--inner", type=float, default=2.0, help="how far inner widths grow (default: 2)"
-    )
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=0.1)
-    parser.add_argument("--samples", type=int, default=640, help="K of T. stddev (default: 640)")
-    parser.add_argument("--repeats", type=int, default=200, help="of T. stddev (default: 200)")
-    parser.add_argument("--out", type=Path, default=Path("runs/distill"))
-    parser.add_argument("--device", choices=("auto", "cpu"), default="cpu")
-    parser.add_argument("--workers", type=int, default=0)
+    parser = options_of(__doc__, PARTS, ("order", "stddev"), out="runs/distill", epochs=10)
+    add_image_options(parser)
+    parser.add_argument("--teacher-epochs", type=int, default=20, help="of a teacher")
+    parser.add_argument("--inner", type=float, default=2.0, help="how far inner widths grow")
+    parser.add_argument("--samples", type=int, default=640, help="K of T. stddev")
+    parser.add_argument("--repeats", type=int, default=200, help="of T. stddev")
     options = parser.parse_args(arguments)
-    console = Console()
     options.out.mkdir(parents=True, exist_ok=True)
-    data = write_images(
-        options.data, options.out, options.images, options.test_images, options.download
-    )
-    evidence = Evidence(options, data, console)
-    file = options.out / "report.json"
-    parts = json.loads(file.read_text())["parts"] if file.exists() else {}
-    command = [Path(sys.argv[0]).name, *(arguments or sys.argv[1:])]
-    for part in options.parts:
-        parts[part] = getattr(evidence, part)()
-        report = {"command": command, "torch": torch.__version__, "parts": parts}
-        write_json(file, report)
-        write_atomically(options.out / "report.md", as_markdown(report).encode())
-    console.print(as_markdown(report), highlight=False, soft_wrap=True)
-    return 0
+    evidence = Evidence(options, images_of(options), Console())
+    return write_report(options, arguments, lambda part: getattr(evidence, part)(), as_markdown)
 
 
 if __name__ == "__main__":

@@ -23,16 +23,14 @@ and figure 4.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle, islice
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from images import write_images
+from evidence import options_of, write_images, write_report
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -42,7 +40,6 @@ from recipes.evaluation import evaluate
 from recipes.studies.compare import compare, directory_of, parse_arms
 from recipes.studies.curves import shown
 from recipes.studies.diagnose import diagnose
-from recipes.training.checkpoint import write_atomically, write_json
 from recipes.training.config import TrainConfig
 from recipes.training.finished import data_of, open_run, wide_of
 
@@ -78,8 +75,8 @@ BATCHES = 64  # that recalibration averages over
 class Evidence:
     """All parts of one setting."""
 
-    def __init__(self, options: argparse.Namespace, console: Console):
-        self.options, self.console = options, console
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
         self.base = TrainConfig(model=TINY, data=options.data, epochs=options.epochs)
 
     def run(self, part: str) -> dict[str, Any]:
@@ -209,36 +206,12 @@ def as_markdown(report: Mapping[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--data", required=True, metavar="SPEC", help="e.g. torchvision:CIFAR10@DATA"
-    )
-    parser.add_argument("--download", action="store_true", help="fetch the data if it is missing")
-    parser.add_argument("--epochs", type=int, default=20, help="E (default: 20)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
-    parser.add_argument(
-        "--parts",
-        nargs="+",
-        choices=(*PARTS, "statistics"),
-        default=["gain", "statistics", "overfit"],
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/netaug"))
-    parser.add_argument("--device", choices=("auto", "cpu"), default="cpu")
-    parser.add_argument("--workers", type=int, default=0)
+    parts = (*PARTS, "statistics")
+    default = ("gain", "statistics", "overfit")
+    parser = options_of(__doc__, parts, default, out="runs/netaug", epochs=20)
     options = parser.parse_args(arguments)
-    console = Console()
     options.out.mkdir(parents=True, exist_ok=True)
-    evidence = Evidence(options, console)
-    file = options.out / "report.json"
-    parts = json.loads(file.read_text())["parts"] if file.exists() else {}
-    command = [Path(sys.argv[0]).name, *(arguments or sys.argv[1:])]
-    for part in options.parts:
-        parts[part] = evidence.run(part)
-        report = {"command": command, "torch": torch.__version__, "parts": parts}
-        write_json(file, report)
-        write_atomically(options.out / "report.md", as_markdown(report).encode())
-    console.print(as_markdown(report), highlight=False, soft_wrap=True)
-    return 0
+    return write_report(options, arguments, Evidence(options).run, as_markdown)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy
 import torch
-from images import write_images
+from evidence import add_image_options, images_of, options_of, write_report
 from rich.console import Console
 from scipy import stats
 from search_tables import WANTED, as_markdown
@@ -45,7 +45,7 @@ from recipes.spos import SCORES, Images, Result, build_score, search
 from recipes.spos.budget import Ceiling
 from recipes.studies.compare import finished
 from recipes.studies.searching import STUDIES, kept_images
-from recipes.training.checkpoint import write_atomically, write_json
+from recipes.training.checkpoint import write_json
 from recipes.training.config import TrainConfig
 from recipes.training.finished import data_of, open_run, wide_of
 from recipes.training.loop import train
@@ -324,20 +324,11 @@ def seeds_needed(differences: Sequence[float]) -> int | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--data", required=True, metavar="SPEC", help="as torchvision:CIFAR10@DATA")
-    parser.add_argument("--download", action="store_true", help="fetch the data if it is missing")
-    parser.add_argument("--images", type=int, default=20000, help="training images")
-    parser.add_argument("--test-images", type=int, default=10000, help="test images")
-    parser.add_argument("--epochs", type=int, default=10, help="of each run")
+    parser = options_of(__doc__, PARTS, PARTS, out="runs/search", epochs=10)
+    add_image_options(parser)
     parser.add_argument("--supernet-epochs", type=int, help="of the supernet, if not --epochs")
     parser.add_argument("--alone-epochs", type=int, help="of a subnet alone, if not --epochs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of gain")
     parser.add_argument("--search-seeds", type=int, nargs="+", default=[0, 1, 2], help="of methods")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--factor", type=float, default=4.0, help="of the supernet")
     parser.add_argument("--diversity", type=int, default=3, help="of the supernet")
     parser.add_argument("--subnets", type=int, default=12, help="to train alone")
@@ -347,28 +338,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--population", type=int, default=50, help="of a generation")
     parser.add_argument("--timed", type=int, default=40, help="candidates of speed")
     parser.add_argument("--batches", type=int, default=32, help="training batches that are kept")
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=0.1)
-    parser.add_argument("--out", type=Path, default=Path("runs/search"))
-    parser.add_argument("--device", choices=("auto", "cpu"), default="cpu")
-    parser.add_argument("--workers", type=int, default=0)
     options = parser.parse_args(arguments)
-    console = Console()
     options.out.mkdir(parents=True, exist_ok=True)
-    data = write_images(
-        options.data, options.out, options.images, options.test_images, options.download
-    )
-    evidence = Evidence(options, data, console)
-    file = options.out / "report.json"
-    parts = json.loads(file.read_text())["parts"] if file.exists() else {}
-    command = [Path(sys.argv[0]).name, *(arguments or sys.argv[1:])]
-    for part in options.parts:
-        parts[part] = getattr(evidence, part)()
-        report = {"command": command, "torch": torch.__version__, "parts": parts}
-        write_json(file, report)
-        write_atomically(options.out / "report.md", as_markdown(report).encode())
-    console.print(as_markdown(report), highlight=False, soft_wrap=True)
-    return 0
+    evidence = Evidence(options, images_of(options), Console())
+    return write_report(options, arguments, lambda part: getattr(evidence, part)(), as_markdown)
 
 
 if __name__ == "__main__":
