@@ -240,7 +240,7 @@ def settle(axis: OpenAxis) -> None:
 
 
 def merge(axes: Sequence[OpenAxis], reason: str) -> OpenAxis:
-    """Return the axis that `axes` give when they are laid out as one; of several sums all but the last are pinned."""
+    """Return the axis that `axes` give when they are laid out as one; what lies before the last sum is pinned."""
     axes = [resolve(axis) for axis in axes]
     for axis in axes if len(axes) > 1 else ():
         if length(axis) == 1:  # it could not be told from its neighbours
@@ -249,11 +249,12 @@ def merge(axes: Sequence[OpenAxis], reason: str) -> OpenAxis:
     if not several:
         return resolve((tuple(f for axis in axes for f in axis[0]),))
     last = several[-1]
-    for k, axis in enumerate(axes):
-        if k != last:
-            pin(axis, reason)
-    outer, inner = (prod(length(axis) for axis in part) for part in (axes[:last], axes[last + 1 :]))
-    return times(outer, axes[last], inner)
+    for axis in axes[:last]:  # a sum within it would be interleaved
+        pin(axis, reason)
+    inner = tuple(f for axis in axes[last + 1 :] for f in axis[0])
+    return times(
+        prod(length(axis) for axis in axes[:last]), tuple((*s, *inner) for s in axes[last]), 1
+    )
 
 
 def times(outer: int, axis: OpenAxis, inner: int) -> OpenAxis:
