@@ -25,6 +25,7 @@ from .axes import Axis, size, widths_of
 from .plan import Plan
 from .rewrite import Bound, Program, count, tensor
 from .rules.norm import subnet_batch_norm
+from .trace.meta import META
 
 PROBES = (
     3  # runs at arbitrary sizes; each rules out a wrong product but for a chance of 1 in thousands
@@ -159,8 +160,8 @@ class _Shapes(Bound):
         root = program.traced.root
         self.counts = [size(axis, sizes) for axis in program.sizes]
         self.modules = [root.get_submodule(path) for path in program.modules]
-        self.constants = program.traced.constants
-        self.device = torch.device("meta")
+        self.constants = {name: _on_meta(t) for name, t in program.traced.constants.items()}
+        self.device = META
         self.sources = {
             i: partial(_shaped, root, plan, sizes, site.name)
             for i, site in enumerate(program.sites)
@@ -174,7 +175,11 @@ def _shaped(root: nn.Module, plan: Plan, sizes: Mapping[str, int], name: str) ->
     axes = plan.axes.get(name)
     if t is None or axes is None:
         return t
-    return torch.empty([size(axis, sizes) for axis in axes], dtype=t.dtype, device="meta")
+    return torch.empty([size(axis, sizes) for axis in axes], dtype=t.dtype, device=META)
+
+
+def _on_meta(t: Any) -> Any:
+    return torch.empty_like(t, device=META) if isinstance(t, Tensor) else t
 
 
 class _Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -214,8 +219,6 @@ def _calls(
     program: Program, plan: Plan, sizes: Mapping[str, int], inputs: Sequence[Tensor]
 ) -> list[tuple[fx.Node, int]]:
     counter = _Counter(program)
-    with torch.no_grad():
-        counter.run(
-            _Shapes(program, plan, sizes), *(torch.empty_like(t, device="meta") for t in inputs)
-        )
+    with torch.no_grad(), META:  # tensors that the forward makes are made there, too
+        counter.run(_Shapes(program, plan, sizes), *map(_on_meta, inputs))
     return counter.calls

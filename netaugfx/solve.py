@@ -30,7 +30,7 @@ from .axes import (
 from .errors import GuardError, PlanError
 from .plan import Plan
 from .rules import Call, NoRule, Op, Path, Ref, Typed, layer_of, rule_of
-from .trace import Traced
+from .trace import Traced, is_plain
 
 READS: frozenset[Any] = frozenset({operator.getitem, "size", getattr})
 OUTPUT = "it is an output of the network"
@@ -137,6 +137,8 @@ class Solver:
         if not tensor.is_floating_point() and tensor.dtype != torch.bool:  # an index into something
             return set(range(tensor.dim()))
         m = self.modules[path]
+        if is_plain(m, leaf):
+            return set(range(tensor.dim()))
         if leaf == "weight" and isinstance(m, nn.modules.conv._ConvNd):
             return set(range(2, tensor.dim()))
         if leaf in LAYERS_OWN:

@@ -49,9 +49,8 @@ class _Stored:
     def __init__(self, name: str, sources: Sources) -> None:
         path, _, self.leaf = name.rpartition(".")
         owner = sources.base.get_submodule(path)
-        self.home: dict[str, Tensor | None] = (
-            owner._parameters if self.leaf in owner._parameters else owner._buffers  # type: ignore[assignment]
-        )
+        rooms: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers, vars(owner))
+        self.home: dict[str, Tensor | None] = next(room for room in rooms if self.leaf in room)
         self.form = form(sources.plan, name)
         axes = sources.axes
         self.order = tuple(

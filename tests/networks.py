@@ -552,6 +552,24 @@ class GroupedConvs(nn.Module):
         return self.head(F.relu(self.conv2(F.relu(x))).mean((2, 3)))
 
 
+class PlainTensors(nn.Module):
+    """A tensor attribute that is no buffer, of as many values as there are channels; tensors made in the forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 1)
+        self.conv2 = nn.Conv2d(4, 4, 1)
+        self.conv3 = nn.Conv2d(4, 4, 1)
+        self.scale = torch.linspace(1, 2, 4)
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv2(F.relu(self.conv1(x)))) * self.scale.to(x).view(4, 1, 1)
+        x = F.relu(self.conv3(x))
+        ones = torch.ones(len(x), 1, *x.shape[2:], dtype=x.dtype)
+        return self.head(torch.cat([x + torch.zeros(x.shape, dtype=x.dtype), ones], 1).mean((2, 3)))
+
+
 class GatePerGroup(nn.Module):
     """A gate for each group, repeated over as many channels as a group has: the number of groups grows."""
 
@@ -977,6 +995,7 @@ WIDE = (
     Case("shuffle unit", ShuffleUnit, other=11, core=False),
     Case("ghost module", GhostModule, other=11, core=False),
     Case("concat then norm", ConcatThenNorm, other=11, core=False),
+    Case("plain tensors", PlainTensors, other=11),
     Case("count of another", CountOfAnother, other=11),
     Case("gate per group", GatePerGroup, other=11),
     Case("grouped convs", GroupedConvs, other=11, core=False, mixes=True),

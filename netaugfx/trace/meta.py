@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from ..errors import TraceError
 
 META = torch.device("meta")
+PLAIN = "_netaugfx_plain_tensors"  # attribute of modules of a meta copy: names
 _HOOKS = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
 _CONTEXTS = (
     torch._C._set_grad_enabled,
@@ -71,7 +72,13 @@ def meta_copy(model: nn.Module) -> nn.Module:
         module = root.get_submodule(path)
         module._buffers[name] = module.__dict__.pop(name)
         module._non_persistent_buffers_set.add(name)
+        vars(module).setdefault(PLAIN, set()).add(name)
     return root
+
+
+def is_plain(module: nn.Module, name: str) -> bool:
+    """Whether a buffer of a meta copy is a plain tensor attribute of the user's module: a constant, which stays."""
+    return name in vars(module).get(PLAIN, ())
 
 
 def real_copy(module: nn.Module, device: torch.device) -> nn.Module:
