@@ -362,7 +362,8 @@ class WideModel(nn.Module):
         """Give the subnet at `config` batch-norm statistics of its own, the mean over `batches`.
 
         They are used by `wide.at(config)` in eval mode, and by `extract`, until `load_base` or another
-        recalibration of the same config. The base's statistics are not touched.
+        recalibration of the same config. The base's statistics are not touched. Copies and pickles keep them; a
+        `state_dict` holds what is trained, and not these.
 
         Args:
             config: The subnet's config.
@@ -381,7 +382,6 @@ class WideModel(nn.Module):
                 "recalibrate: the base's own statistics are not replaced; train the base instead."
             )
         flags = [m.training for m in self.base.modules()]
-        self.statistics.pop(config, None)
         self.eval()
         try:
             runs: dict[int, BatchStatistics] = {}
@@ -401,6 +401,12 @@ class WideModel(nn.Module):
         for run in runs.values():
             for name, mean in run.means().items():
                 found[name] = found.get(name, 0) + mean * (run.batches / total)
+        broken = next((name for name, t in found.items() if not t.isfinite().all()), None)
+        if broken is not None:
+            raise ConfigError(
+                f"recalibrate: {broken!r} is not finite on these batches; look at the images and the weights. Nothing "
+                "was changed."
+            )
         self.statistics[config] = found
         self._bound = {key: b for key, b in self._bound.items() if key[1] != config}
 

@@ -338,8 +338,10 @@ def _check_largest(plan: Plan, sizes: Mapping[str, int]) -> None:
         )
     for name, n in sizes.items():
         if name not in plan.by_name:
-            near = difflib.get_close_matches(str(name), plan.by_name, 3)
-            raise ConfigError(f"max_config: no width is called {name!r}; near names: {near}.")
+            near = difflib.get_close_matches(str(name), plan.by_name, 3) or list(plan.by_name)[:3]
+            raise ConfigError(
+                f"max_config: no width is called {name!r}; there are, for instance, {', '.join(near) or 'none'}."
+            )
         if not isinstance(n, int) or n < plan.by_name[name].base:
             raise ConfigError(
                 f"max_config: {name!r} cannot be {n!r}; its base is {plan.by_name[name].base}."

@@ -95,6 +95,16 @@ def test_recalibration_is_what_pytorch_does_to_the_plain_network(
         torch.testing.assert_close(mine, value, rtol=tolerance, atol=tolerance)
 
 
+def test_statistics_that_are_not_finite_change_nothing() -> None:
+    wide = netaugfx.widen(model(), example_inputs=X).eval()
+    images = torch.randn(8, 3, 8, 8)
+    wide.recalibrate(wide.max_config, [images])
+    before = wide.at(wide.max_config)(images)
+    with pytest.raises(ConfigError, match="not finite"):
+        wide.recalibrate(wide.max_config, [images * float("nan")])
+    assert torch.equal(wide.at(wide.max_config)(images), before)
+
+
 def test_the_statistics_of_a_subnet_are_dropped_again() -> None:
     wide = netaugfx.widen(model(), example_inputs=X).eval()
     images = torch.randn(8, 3, 8, 8)

@@ -343,6 +343,7 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
     "var of all": (lambda x: x / (1 + x.var(False)), (X,), 1),
     "aminmax": (lambda x: x - torch.aminmax(x, dim=1, keepdim=True).max, (X,), 1),
     "norms": (lambda x: x / (x.norm(2, 1, True) + torch.linalg.vector_norm(x, dim=1, keepdim=True)), (X,), 1),
+    "norm of a map": (lambda x: x / torch.norm(x, p=2, dim=(2, 3), keepdim=True), (X,), 1),
     "norm of all": (lambda x: x / torch.linalg.norm(x), (ROW,), 1),
     "softmax2d": (nn.Softmax2d(), (X,), 1),
     # norms

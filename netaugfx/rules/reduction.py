@@ -48,7 +48,7 @@ def vector_norm(op: Op) -> Any:
 def _reduced(op: Op, *names: str) -> Any:
     a = op.bind(*names, keepdim=False)
     x, dim = op.tensors[0], a["dim"]
-    if "out" in op.kwargs or not (dim is None or isinstance(dim, int | tuple | list)):
+    if op.kwargs.get("out") is not None or not (dim is None or isinstance(dim, int | tuple | list)):
         raise NoRule
     if isinstance(dim, bool):  # x.var(False)
         dim = None

@@ -182,7 +182,7 @@ def open_study(storage: Any, name: str, sampler: Any, identity: Mapping[str, Any
             there, here = (_short(each) for each in (held.get(key), identity[key]))
             raise SearchError(
                 f"{storage} holds {what} by the name {name!r}: its {key} are {there} there and {here} here. "
-                "Give another storage or name."
+                "Give another storage (--storage, or another --out)."
             )
     return study
 

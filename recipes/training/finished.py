@@ -73,10 +73,18 @@ def held_out_of(
         share: hold out this share of the training images, whether the run has seen them or not.
 
     Raises:
-        RunError: the run held nothing out, and no share is given.
+        RunError: the run held nothing out, and no share is given; or another share than it held out.
     """
-    share = run.config.hold_out if share is None else share
-    if not 0 < share < 1:
+    if share is not None and not 0 < share < 1:
+        raise RunError(f"The share to hold out lies between 0 and 1, e.g. 0.1; {share!r} came.")
+    kept = run.config.hold_out
+    if share is not None and 0 < kept != share:
+        raise RunError(
+            f"{run.path} held out {kept:g} of its images, and trained on the others: a split of {share:g} "
+            "would judge by some of these. Leave --hold-out away."
+        )
+    share = kept if share is None else share
+    if not share:
         raise RunError(
             f"{run.path} trained on all of its images, so the held-out split has size zero. Train with --hold-out 0.1, "
             "or give --hold-out 0.1 here: then scores are taken on images that the run has trained on."

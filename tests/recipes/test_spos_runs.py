@@ -23,7 +23,7 @@ from recipes.training import checkpoint
 from recipes.training import run as runs
 from recipes.training.config import TrainConfig
 from recipes.training.distillation import Distillation
-from recipes.training.finished import base_of, data_of, open_run, wide_of
+from recipes.training.finished import base_of, data_of, held_out_of, open_run, wide_of
 from tests.recipes.images import make_folder
 from tests.recipes.test_training import NET, Killed, outcome, quiet, small_config
 
@@ -164,6 +164,12 @@ def test_runs_that_cannot_be_searched(files: Path, tmp_path: Path) -> None:
         search_run(tmp_path / "all", "subnet", trials=2)
     with pytest.raises(SearchError, match=r"Nothing meets the budget of 0\.5x macs"):
         search_run(tmp_path / "all", "subnet", trials=2, hold_out=0.25, budget="0.5x")
+    with pytest.raises(RunError, match=r"lies between 0 and 1, e\.g\. 0\.1; 1\.5 came"):
+        search_run(tmp_path / "all", "subnet", trials=2, hold_out=1.5)
+    held = open_run(tmp_path / "all")
+    held = replace(held, config=replace(held.config, hold_out=0.25))
+    with pytest.raises(RunError, match=r"held out 0\.25 of its images"):
+        held_out_of(held, 0.5)
     quiet(replace(small_config(files, "baseline"), epochs=1), tmp_path / "plain")
     with pytest.raises(RunError, match="plain grew no widths"):
         search_run(tmp_path / "plain", "subnet", trials=2)
