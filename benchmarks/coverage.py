@@ -60,16 +60,24 @@ def build(name: str, device: str) -> torch.nn.Module:
         return timm.create_model(name)
 
 
+def kind_of(name: str) -> str:
+    """Return the room of torchvision's that a model is in, nothing for timm's."""
+    if not name.startswith("torchvision:"):
+        return ""
+    return torchvision.models.get_model_builder(name.partition(":")[2]).__module__.split(".")[2]
+
+
+def detects(name: str) -> bool:
+    """Return whether a model finds boxes."""
+    return kind_of(name) == "detection"
+
+
 def examples(name: str, model: torch.nn.Module) -> list[Any]:
     """Return inputs to try, the smallest first."""
-    kind = ""
-    if name.startswith("torchvision:"):
-        builder = torchvision.models.get_model_builder(name.partition(":")[2])
-        kind = builder.__module__.split(".")[2]
-    if kind == "detection":
+    if detects(name):
         model.eval()  # in training it wants boxes
         return [([torch.rand(3, 128, 128)],)]
-    if kind == "video":
+    if kind_of(name) == "video":
         shapes = ((8, 64), (16, 112), (16, 224))
         return [torch.empty(2, 3, frames, side, side, device="meta") for frames, side in shapes]
     cfg = getattr(model, "pretrained_cfg", None) or {}
@@ -145,7 +153,8 @@ def judge(name: str, most: float, plans: bool) -> dict[str, Any]:
         meta = build(name, "cpu")
     row["parameters"] = sum(p.numel() for p in meta.parameters())
     big = plans or row["parameters"] > most
-    model = meta if big else build(name, "cpu")
+    # A detector's children are traced apart, which runs it: its boxes need values.
+    model = meta if big and not detects(name) else build(name, "cpu")
     plan, x = planned(name, model, 1.5)
     row["side"] = x.shape[-1] if isinstance(x, torch.Tensor) else x[0][0].shape[-1]
     start = time.process_time()
