@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=1 python benchmarks/laws.py --networks 1000 --seed 1 --family wide
     OMP_NUM_THREADS=1 python benchmarks/laws.py --named                               # the real models of tests/real.py
 
-Every law but 6 (training; it has tests of its own) and 8 is checked as the tests check it. Random networks come from
+Every law is checked as the tests check it (--laws: some of them). Random networks come from
 the strategy of the tests; `core` are those that must be widened whole, `wide` has every operator. What fails is printed
 with its specification, to become an `@example`. Exits with 1 if anything failed.
 """
@@ -32,10 +32,20 @@ from tests.laws import test_law_2_base_inside as law_2
 from tests.laws import test_law_3_subnet_is_a_plain_network as law_3
 from tests.laws import test_law_4_base_is_contained as law_4
 from tests.laws import test_law_5_nothing_else_moves as law_5
+from tests.laws import test_law_6_alpha_zero as law_6
 from tests.laws import test_law_7_state as law_7
+from tests.laws import test_law_8_never_silently_wrong as law_8
 from tests.laws.subject import Growth, growths, growths_of
 from tests.real import REAL
 from tests.strategies import NetworkSpec, networks
+
+
+def law_6_at(source: Any, growth: Growth) -> None:
+    """Plain training, and NetAug with alpha = 0."""
+    batches = [source.inputs(seed) for seed in range(law_6.STEPS)]
+    how = {"factor": growth.factor, "diversity": growth.diversity, "verify": False}
+    law_6.check(source.build(growth.seed), batches, **how)
+
 
 CHECKS: dict[str, Callable[[Any, Growth], None]] = {
     "1": law_1.check,
@@ -47,8 +57,10 @@ CHECKS: dict[str, Callable[[Any, Growth], None]] = {
     "3 plain": law_3.check_plain,
     "4": law_4.check,
     "5": law_5.check,
+    "6": law_6_at,
     "7": law_7.check,
     "7 moves": law_7.check_moves,
+    "8": law_8.check_never_wrong,
 }
 
 
@@ -127,11 +139,14 @@ def main() -> None:
     )
     parser.add_argument("--networks", type=int, default=1000, help="random networks")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--laws", nargs="+", choices=list(CHECKS), default=list(CHECKS))
     parser.add_argument("--family", choices=("core", "wide"), default="core")
     parser.add_argument(
         "--named", nargs="*", metavar="NAME", help="real models instead; all if none is named"
     )
     options = parser.parse_args()
+    for law in CHECKS.keys() - set(options.laws):
+        del CHECKS[law]
     torch.set_num_threads(1)
     warnings.simplefilter("error")
     if options.named is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import timm
@@ -51,13 +52,13 @@ def train(task_or_model: nn.Module, step_of: str, batches: list) -> Tensor:
     return torch.get_rng_state()
 
 
-def check(model: nn.Module, batches: list[tuple[Tensor, ...]]) -> None:
+def check(model: nn.Module, batches: list[tuple[Tensor, ...]], **growth: Any) -> None:
     """`model` trained plainly, and in a NetAugTask with alpha = 0, ends the same to the bit."""
     plain = copy.deepcopy(model)
     if not criterion(copy.deepcopy(model)(*batches[0]), None).requires_grad:
         return  # nothing to train
     try:
-        wide = netaugfx.widen(model, example_inputs=batches[0])
+        wide = netaugfx.widen(model, example_inputs=batches[0], **growth)
     except PlanError as error:
         if not str(error).startswith("Nothing can grow"):
             raise
