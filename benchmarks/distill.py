@@ -21,24 +21,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from evidence import add_image_options, images_of, options_of, write_report
+from evidence import add_image_options, images_of, options_of, trained, write_report
 from rich.console import Console
 from scipy import stats
 
 from recipes.schemes import SCHEMES
-from recipes.studies.compare import finished
 from recipes.studies.curves import interval, read_metrics, shown
 from recipes.studies.ranking import rank
 from recipes.training.config import TrainConfig
 from recipes.training.distillation import Distillation
-from recipes.training.loop import train
 
 PARTS = ("order", "stddev", "pick", "student", "combos")
 STUDENT = "netaugfx:tiny_mobilenet"  # 13,154 parameters
@@ -65,18 +62,7 @@ class Evidence:
         """The result of one run and the test loss at its end; trained where it is not there."""
         config = replace(self.base, seed=seed, **changes)
         directory = self.out / f"{name}-{seed}"
-        result = finished(directory, config)
-        if result is None:
-            self.console.print(f"{time.strftime('%H:%M')} {directory.name}", highlight=False)
-            with open(self.out / "log.txt", "a") as log:
-                result = train(
-                    config,
-                    directory,
-                    resume=True,
-                    device=self.options.device,
-                    workers=self.options.workers,
-                    console=Console(file=log, width=160),
-                )
+        result = trained(self.options, config, directory, self.console)
         return result | {"test_loss": read_metrics(directory)[-1]["val_loss"]}
 
     def teacher(self, name: str = "teacher", **changes: Any) -> str:

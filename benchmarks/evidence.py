@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ import torch
 from rich.console import Console
 
 from recipes.data import load_data
+from recipes.studies.compare import finished
 from recipes.training.checkpoint import write_atomically, write_json
+from recipes.training.config import TrainConfig
+from recipes.training.loop import train
 
 Report = Mapping[str, Any]
 
@@ -49,6 +53,25 @@ def images_of(options: argparse.Namespace) -> str:
     return write_images(
         options.data, options.out, options.images, options.test_images, options.download
     )
+
+
+def trained(
+    options: argparse.Namespace, config: TrainConfig, directory: Path, console: Console
+) -> dict[str, Any]:
+    """The result of one run; trained, or trained on, where it is not there."""
+    result = finished(directory, config)
+    if result is not None:
+        return result
+    console.print(f"{time.strftime('%H:%M')} {directory.name}", highlight=False)
+    with open(options.out / "log.txt", "a") as log:
+        return train(
+            config,
+            directory,
+            resume=True,
+            device=options.device,
+            workers=options.workers,
+            console=Console(file=log, width=160),
+        )
 
 
 def write_report(

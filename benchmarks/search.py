@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy
 import torch
-from evidence import add_image_options, images_of, options_of, write_report
+from evidence import add_image_options, images_of, options_of, trained, write_report
 from rich.console import Console
 from scipy import stats
 from search_tables import WANTED, as_markdown
@@ -43,12 +43,10 @@ import netaugfx
 from recipes.augment import key, plain_loader
 from recipes.spos import SCORES, Images, Result, build_score, search
 from recipes.spos.budget import Ceiling
-from recipes.studies.compare import finished
 from recipes.studies.searching import STUDIES, kept_images
 from recipes.training.checkpoint import write_json
 from recipes.training.config import TrainConfig
 from recipes.training.finished import data_of, open_run, wide_of
-from recipes.training.loop import train
 
 PARTS = ("speed", "tau", "methods", "agreement", "gain")
 MODEL = "netaugfx:tiny_mobilenet"  # 13,154 parameters
@@ -74,20 +72,7 @@ class Evidence:
     def run(self, name: str, seed: int, **changes: Any) -> dict[str, Any]:
         """The result of one run; trained where it is not there."""
         config = replace(self.config, seed=seed, **changes)
-        directory = self.out / f"{name}-{seed}"
-        result = finished(directory, config)
-        if result is None:
-            self.console.print(f"{time.strftime('%H:%M')} {directory.name}", highlight=False)
-            with open(self.out / "log.txt", "a") as log:
-                result = train(
-                    config,
-                    directory,
-                    resume=True,
-                    device=self.options.device,
-                    workers=self.options.workers,
-                    console=Console(file=log, width=160),
-                )
-        return result
+        return trained(self.options, config, self.out / f"{name}-{seed}", self.console)
 
     def scored(self, score: str, config: Mapping[str, int], **settings: Any) -> float:
         """The score of one config; taken where it is not kept."""

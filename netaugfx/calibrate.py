@@ -31,9 +31,8 @@ class BatchStatistics(fx.Interpreter):
         self.program = program
         self.batches = 0
         self.sums: dict[str, Tensor] = {}
-        self.dtypes: dict[
-            str, torch.dtype
-        ] = {}  # of the buffers; sums of bfloat16 are kept in float32
+        # of the buffers; sums of bfloat16 are kept in float32
+        self.dtypes: dict[str, torch.dtype] = {}
 
     def add(self, bound: Bound, inputs: list[Tensor]) -> None:
         """Run one batch."""

@@ -151,13 +151,7 @@ class NetAugTask(TrainingTask):
     @property
     def wide(self) -> netaugfx.WideModel:
         """The WideModel, also where `trainable_module` wraps it."""
-        for module in self.trainable_module.modules():
-            if isinstance(module, netaugfx.WideModel):
-                return module
-        raise InputError(
-            f"NetAugTask expects a widened model, got {type(self.trainable_module).__name__}. "
-            "Make one with wide = netaugfx.widen(model)."
-        )
+        return wide_in(self.trainable_module, type(self).__name__)
 
     def forward(self, input: Any, target: Any) -> dict[str, Any]:  # noqa: A002 (timm's name)
         """Run the base, then each sampled network.
@@ -170,7 +164,7 @@ class NetAugTask(TrainingTask):
             "loss" (scalar, with graph), "output" (the base's), "base_loss" and "augmented_loss"
             (detached scalars; the mean over the sampled networks, absent if none ran).
         """
-        output = _call(self.trainable_module, input)
+        output = call(self.trainable_module, input)
         base_loss = self.criterion(output, target)
         augmented_losses = list(self._augmented_losses(input, target))
         loss = netaug_loss(base_loss, augmented_losses, self.alpha)
@@ -193,7 +187,7 @@ class NetAugTask(TrainingTask):
         Returns:
             What `forward` returns, every tensor detached.
         """
-        output = _call(self.trainable_module, input)
+        output = call(self.trainable_module, input)
         base_loss = self.criterion(output, target)
         backward(base_loss)
         augmented_losses = []
@@ -226,7 +220,7 @@ class NetAugTask(TrainingTask):
                 torch.set_grad_enabled(with_graph),
                 wide.at(config),
             ):
-                augmented_loss = self.criterion(_call(self.trainable_module, images), target)
+                augmented_loss = self.criterion(call(self.trainable_module, images), target)
             yield augmented_loss
 
     def _sample_wider(self, wide: netaugfx.WideModel) -> Any:
@@ -282,7 +276,23 @@ class NetAugTask(TrainingTask):
             )
 
 
-def _call(module: nn.Module, inputs: Any) -> Any:
+def wide_in(module: nn.Module, task: str) -> netaugfx.WideModel:
+    """The WideModel that a task trains, also where something wraps it.
+
+    Raises:
+        InputError: there is none.
+    """
+    for inner in module.modules():
+        if isinstance(inner, netaugfx.WideModel):
+            return inner
+    raise InputError(
+        f"{task} expects a widened model, got {type(module).__name__}. "
+        "Make one with wide = netaugfx.widen(model)."
+    )
+
+
+def call(module: nn.Module, inputs: Any) -> Any:
+    """Call a module; a tuple is its positional inputs."""
     return module(*inputs) if isinstance(inputs, tuple) else module(inputs)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import netaugfx
 from netaugfx.errors import InputError, PlanError
 from netaugfx.plan import KINDS, Config
+from recipes.netaug import call, wide_in
 from recipes.spos.budget import Ceiling
 
 
@@ -84,13 +85,7 @@ class SinglePathTask(TrainingTask):
     @property
     def wide(self) -> netaugfx.WideModel:
         """The WideModel, also where `trainable_module` wraps it."""
-        for module in self.trainable_module.modules():
-            if isinstance(module, netaugfx.WideModel):
-                return module
-        raise InputError(
-            f"SinglePathTask expects a widened model, got {type(self.trainable_module).__name__}. "
-            "Make one with wide = netaugfx.widen(model)."
-        )
+        return wide_in(self.trainable_module, type(self).__name__)
 
     @property
     def counts(self) -> Mapping[str, Mapping[int, int]]:
@@ -132,8 +127,7 @@ class SinglePathTask(TrainingTask):
             "loss" (with its graph) and "output", both the subnet's.
         """
         with self.wide.at(self.sample()):
-            inputs = input if isinstance(input, tuple) else (input,)
-            output = self.trainable_module(*inputs)
+            output = call(self.trainable_module, input)
         return {"loss": self.criterion(output, target), "output": output}
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
