@@ -8,10 +8,12 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy
 import torch
+from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
@@ -21,9 +23,10 @@ from recipes.data import Data
 from recipes.schemes import normalisation as normalisation
 from recipes.schemes import teacher_stddev as teacher_stddev
 
-SMALL = (
-    64  # pixels; up to here images are shifted by a padded crop, above they are cropped and resized
-)
+SMALL = 64  # pixels; up to it images are shifted by a padded crop, above it cropped and resized
+KEPT = (
+    2**29
+)  # bytes of small images that a process keeps as tensors, so as not to decode them again
 
 
 def key(*numbers: int) -> int:
@@ -32,10 +35,24 @@ def key(*numbers: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def build_transforms(data: Data, augment: str = "standard") -> tuple[Callable, Callable]:
-    """Transforms for training and validation.
+@dataclass(frozen=True)
+class Transform:
+    """Maps a PIL image to a float32 tensor (channels, image_size, image_size), in three steps.
 
-    They map a PIL image to a float32 tensor (channels, image_size, image_size).
+    Apart, because the first need be done once for an image, and the last once for a batch.
+    """
+
+    fixed: Callable  # without randomness; to a uint8 tensor where `kept`
+    drawn: Callable  # random, image by image
+    floats: Callable  # elementwise, so that a batch can be mapped at once
+    kept: bool = False  # whether what `fixed` gives is small enough to be kept
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return self.floats(self.drawn(self.fixed(image)))
+
+
+def build_transforms(data: Data, augment: str = "standard") -> tuple[Transform, Transform]:
+    """Transforms for training and validation.
 
     Args:
         augment: "standard" crops and flips; "autoaugment" and "randaugment" come before that;
@@ -64,60 +81,93 @@ def build_transforms(data: Data, augment: str = "standard") -> tuple[Callable, C
         validation = create_transform(**options, is_training=False, interpolation="bicubic")
         if augment == "none":
             train = validation
-        return v2.Compose([to_channels, *policy, train]), v2.Compose([to_channels, validation])
-    to_size = [to_channels, v2.Resize(size), v2.CenterCrop(size), v2.PILToTensor()]
-    to_float = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
-    shift = [
-        v2.RandomCrop(size, padding=max(1, size // 8))
-    ]  # 4 pixels at 32x32, as is usual on CIFAR
-    flip = [v2.RandomHorizontalFlip()] if data.flip else []
-    plain = v2.Compose([*to_size, *to_float])
+        return (
+            Transform(to_channels, v2.Compose([*policy, train]), _same),
+            Transform(to_channels, validation, _same),
+        )
+    to_size = [v2.Resize(size), v2.CenterCrop(size), v2.PILToTensor()]
+    floats = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
+    plain = Transform(v2.Compose([to_channels, *to_size]), _same, floats, kept=True)
     if augment == "none":
         return plain, plain
-    to_size = [to_channels, *policy, *to_size[1:]]
-    return v2.Compose([*to_size, *shift, *flip, *to_float]), plain
+    padded = [*to_size, v2.Pad(max(1, size // 8))]  # 4 pixels at 32x32, as is usual on CIFAR
+    shift = [v2.RandomCrop(size), *([v2.RandomHorizontalFlip()] if data.flip else [])]
+    if policy:
+        return Transform(to_channels, v2.Compose([*policy, *padded, *shift]), floats), plain
+    fixed = v2.Compose([to_channels, *padded])
+    return Transform(fixed, v2.Compose(shift), floats, kept=True), plain
 
 
-class AugmentedImages(Dataset):
-    """Images whose random transform depends on (seed, epoch, index) alone.
+def _same(image: Any) -> Any:
+    return image
 
-    Items are looked up by (epoch, index).
-    """
 
-    def __init__(self, images: Sequence, transform: Callable, seed: int):
-        self.images, self.transform, self.seed = images, transform, seed
+class _Images(Dataset):
+    """Images as the fixed step of their transform gives them; small ones are kept, up to `KEPT`."""
+
+    def __init__(self, images: Sequence, transform: Transform):
+        self.images, self.transform = images, transform
+        self.kept: dict[int, tuple[Tensor, int]] = {}
+        self.room = KEPT if transform.kept else 0
 
     def __len__(self) -> int:
         return len(self.images)
 
+    def fixed(self, index: int) -> tuple[Any, int]:
+        found = self.kept.get(index)
+        if found is None:
+            image, label = self.images[index]
+            found = self.transform.fixed(image), label
+            if self.room > 0:
+                self.kept[index] = found
+                self.room -= found[0].nbytes
+        return found
+
+    def as_floats(self, images: Sequence, labels: Sequence[int]) -> list[tuple[Tensor, int]]:
+        return list(zip(self.transform.floats(torch.stack(list(images))), labels, strict=True))
+
+
+class AugmentedImages(_Images):
+    """Images whose random transform depends on (seed, epoch, index) alone.
+
+    Items are looked up by (epoch, index); a loader looks up a batch at once.
+    """
+
+    def __init__(self, images: Sequence, transform: Transform, seed: int):
+        super().__init__(images, transform)
+        self.seed = seed
+
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> tuple[Tensor, int]:
-        epoch, index = epoch_and_index
-        image, label = self.images[index]
+        return self.__getitems__([epoch_and_index])[0]
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[tuple[Tensor, int]]:
+        fixed = [self.fixed(index) for _, index in keys]
         before = torch.get_rng_state(), random.getstate(), numpy.random.get_state()
-        seed = key(self.seed, epoch, index)
-        torch.default_generator.manual_seed(seed)
-        random.seed(seed)
-        numpy.random.seed(seed % 2**32)
+        images = []
         try:
-            return self.transform(image), label
+            for (epoch, index), (image, _) in zip(keys, fixed, strict=True):
+                seed = key(self.seed, epoch, index)
+                torch.default_generator.manual_seed(seed)
+                random.seed(seed)
+                numpy.random.seed(seed % 2**32)
+                images.append(self.transform.drawn(image))
         finally:
             torch.set_rng_state(before[0])
             random.setstate(before[1])
             numpy.random.set_state(before[2])
+        return self.as_floats(images, [label for _, label in fixed])
 
 
-class PlainImages(Dataset):
+class PlainImages(_Images):
     """Images under a transform without randomness."""
 
-    def __init__(self, images: Sequence, transform: Callable):
-        self.images, self.transform = images, transform
-
-    def __len__(self) -> int:
-        return len(self.images)
-
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.images[index]
-        return self.transform(image), label
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
+        fixed = [self.fixed(index) for index in indices]
+        images = [self.transform.drawn(image) for image, _ in fixed]
+        return self.as_floats(images, [label for _, label in fixed])
 
 
 class ShuffledKeys(Sampler):
