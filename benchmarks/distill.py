@@ -55,6 +55,7 @@ class Evidence:
             epochs=options.epochs,
             batch_size=options.batch_size,
             lr=options.lr,
+            channels_last=True,
             **netaug,
         )
 

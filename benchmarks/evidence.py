@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from recipes.data import load_data
+from recipes.memory import keep_memory
 from recipes.studies.compare import finished
 from recipes.training.checkpoint import write_atomically, write_json
 from recipes.training.config import TrainConfig
@@ -81,6 +82,7 @@ def write_report(
     as_markdown: Callable[[Report], str],
 ) -> int:
     """Work out part by part; OUT/report.json and OUT/report.md hold all that were ever worked out."""
+    keep_memory()
     file = options.out / "report.json"
     parts = json.loads(file.read_text())["parts"] if file.exists() else {}
     command = [Path(sys.argv[0]).name, *(arguments or sys.argv[1:])]

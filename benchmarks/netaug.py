@@ -77,7 +77,9 @@ class Evidence:
 
     def __init__(self, options: argparse.Namespace):
         self.options = options
-        self.base = TrainConfig(model=TINY, data=options.data, epochs=options.epochs)
+        self.base = TrainConfig(
+            model=TINY, data=options.data, epochs=options.epochs, channels_last=True
+        )
 
     def run(self, part: str) -> dict[str, Any]:
         if part == "statistics":
@@ -91,7 +93,11 @@ class Evidence:
                 self.options.data, self.options.out / "few", 1000, 10000, self.options.download
             )
             config = TrainConfig(
-                model=TINY, model_args=LARGE, data=data, epochs=3 * self.base.epochs
+                model=TINY,
+                model_args=LARGE,
+                data=data,
+                epochs=3 * self.base.epochs,
+                channels_last=True,
             )
         found: dict[str, Any] = {"arms": self.compare(part, config, arms)}
         if part in ("gain", "overfit"):

@@ -63,6 +63,7 @@ class Evidence:
             epochs=options.epochs,
             batch_size=options.batch_size,
             lr=options.lr,
+            channels_last=True,
         )
         self.file = self.out / "scores.json"
         self.known = json.loads(self.file.read_text()) if self.file.exists() else {}

@@ -187,6 +187,11 @@ def _add_optimisation_options(group: Any) -> None:
     group.add_argument(
         "--ema", type=float, metavar="DECAY", help="average the base's weights, e.g. 0.999"
     )
+    group.add_argument(
+        "--channels-last",
+        action="store_true",
+        help="features and weights in memory as (N, H, W, C): often faster, of other rounding",
+    )
 
 
 def _add_regulariser_options(group: Any) -> None:

@@ -82,6 +82,7 @@ class TrainConfig:
     smoothing: float = 0.1  # label smoothing (the paper's)
     ema: float | None = None  # decay per step of an average of the base; then it is what counts
     precision: str = "no"  # Accelerate's mixed precision: "no", "bf16" or "fp16"
+    channels_last: bool = False  # features and weights in memory as (N, H, W, C): often faster
 
     # --- regularisers, for comparison (the paper's tables 3 and 6)
     dropout: float = 0.0  # before the classifier

@@ -49,6 +49,11 @@ def with_what_learns(model: nn.Module, config: TrainConfig, example: Tensor) -> 
     return model
 
 
+def laid_out(model: nn.Module, config: TrainConfig) -> nn.Module:
+    """`model` with its weights in the layout that the features shall have; they follow the first."""
+    return model.to(memory_format=torch.channels_last) if config.channels_last else model
+
+
 def load_weights(model: nn.Module, path: Path) -> list[str]:
     """Load the weights in a safetensors file; those of a classifier for other classes are left out.
 

@@ -32,6 +32,7 @@ from recipes.training.ingredients import (
     digest,
     example_images,
     fresh_model,
+    laid_out,
     learning_rate,
     with_what_learns,
     without_blocks,
@@ -244,7 +245,7 @@ def finish(run: Run, history: list[dict[str, Any]]) -> dict[str, Any]:
     untouched = fresh_model(run.config, run.data, pretrained=False)
     untouched = with_what_learns(untouched, run.config, example_images(run.data))
     untouched.load_state_dict(load_file(directory.base), strict=True)
-    untouched.to(accelerator.device)
+    untouched = laid_out(untouched, run.config).to(accelerator.device)
     reached = evaluate(untouched, run.loaders[1], accelerator)
     last = history[-1]["val_top1"]
     if accelerator.device.type == "cpu" and reached["top1"] != last:

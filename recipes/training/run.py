@@ -27,6 +27,7 @@ from recipes.training.ingredients import (
     build_task,
     example_images,
     fresh_model,
+    laid_out,
     load_weights,
     with_what_learns,
     without_blocks,
@@ -120,6 +121,7 @@ def set_up(
         )
         if config.sort and (config.pretrained or config.init is not None):
             console.print("trained weights: channels are not sorted")
+    model = laid_out(model, config)
     average = BaseAverage(without_blocks(model), config.ema) if config.ema is not None else None
     task = build_task(model, config, sampler, next(model.parameters()).device)
     task = teach(task, config, data, example)

@@ -23,6 +23,7 @@ from recipes.teachers import ONLINE, FrozenTeacher, OnlineTeacher
 from recipes.training.config import TrainConfig
 from recipes.training.distillation import Distillation
 from recipes.training.finished import base_of, open_run, with_weights
+from recipes.training.ingredients import laid_out
 
 
 def teach(inner: TrainingTask, config: TrainConfig, data: Data, images: Tensor) -> TrainingTask:
@@ -46,6 +47,8 @@ def teach(inner: TrainingTask, config: TrainConfig, data: Data, images: Tensor) 
     check_batch(distill.objectives, smallest)
     with torch.random.fork_rng(devices=[]):  # a teacher's fresh weights are drawn beside the run
         teacher = build_teacher(distill, inner.trainable_module, data, images)
+    if isinstance(teacher, FrozenTeacher):  # an online one is the student itself
+        laid_out(teacher, config)
     labels, weights = distill.labels, dict(distill.weights)
     if labels is None:
         labels = 1.0

@@ -78,6 +78,7 @@ def everything(files: Path) -> TrainConfig:
         lr=0.01,
         warmup_epochs=1,
         decay_norms=False,
+        channels_last=True,
         augment="randaugment",
     )
 
