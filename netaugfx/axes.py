@@ -401,20 +401,26 @@ def _cut(segment: OpenSegment, n: int, reason: str) -> OpenAxis:
     """Cut `segment` behind its first `n` elements; a cut inside a variable splits it in two."""
     outer, inner = segment[0], segment[1:]
     step = _length(inner)
+    if isinstance(outer, Var) and outer.reason is not None:
+        outer = Stiff(outer.size, outer.reason)
     if isinstance(outer, Var):
         if n % step:
             pin((segment,), reason)
             return ((Stiff(n, reason),), (Stiff(_length(segment) - n, reason),))
         head, tail = Var(n // step), Var(outer.size - n // step)
-        head.reason = tail.reason = outer.reason
         outer.bound = ((head,), (tail,))
         return ((head, *inner), (tail, *inner))
     if not inner:
-        return ((n,), (outer - n,))
+        return ((_like(outer, n),), (_like(outer, outer - n),))
     whole, part = divmod(n, step)
     middle = _cut(inner, part, reason) if part else ()
-    last = outer - whole - bool(part)
+    last = _like(outer, outer - whole - bool(part))
+    whole = _like(outer, whole)
     return (*(((whole, *inner),) if whole else ()), *middle, *(((last, *inner),) if last else ()))
+
+
+def _like(outer: int, n: int) -> int:
+    return Stiff(n, outer.reason) if isinstance(outer, Stiff) else n
 
 
 def _match(x: OpenSegment, y: OpenSegment, reason: str) -> None:
@@ -443,13 +449,30 @@ def _match(x: OpenSegment, y: OpenSegment, reason: str) -> None:
             x, y = (x[1:], y) if m == 1 else (x, y[1:])
             continue
         d = gcd(m, n)
-        if d not in (m, n):
-            break
+        if d == 1:  # m times one thing is n times another: both repeat what they have in common
+            first, second = _common(x[1:], n, reason), _common(y[1:], m, reason)
+            if not (first and second):
+                break
+            pin(((f,), (g,)), reason)
+            x, y = first, second
+            continue
         x, y = _divide(x, d), _divide(y, d)
         _bind(x[0], y[0], reason)
         x, y = x[1:], y[1:]
     pin((x,) if x else (), reason)
     pin((y,) if y else (), reason)
+
+
+def _common(segment: OpenSegment, n: int, reason: str) -> OpenSegment:
+    """Return what `segment` repeats `n` times; nothing where it does not."""
+    (segment,) = resolve((segment,))
+    f = segment[0]
+    if (f if isinstance(f, int) else f.size) % n:
+        return ()
+    outer, *inner = _divide(segment, n)
+    if inner:
+        pin(((outer,),), reason)
+    return tuple(inner)
 
 
 def _divide(segment: OpenSegment, d: int) -> OpenSegment:

@@ -623,6 +623,26 @@ class GatedHalves(nn.Module):
         return self.head(F.glu(self.conv3(F.gelu(c) * d), dim=1).mean((2, 3)))
 
 
+class CutInHalvesAndThirds(nn.Module):
+    """Channels of a depthwise multiplier, cut in two parts at one place and in three at another (EdgeNeXt)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 12, 1)
+        self.multiplier = nn.Conv2d(12, 24, 3, padding=1, groups=12)
+        self.first = nn.Conv2d(12, 12, 1, groups=12)
+        self.second = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.head = nn.Linear(24, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.multiplier(self.stem(x)))
+        a, b = x.chunk(2, dim=1)
+        x = x + torch.cat([self.first(a), b], 1)
+        a, b, c = x.chunk(3, dim=1)
+        x = x * torch.cat([self.second(a), b, c], 1)
+        return self.head(x.mean((2, 3)))
+
+
 class PixelShuffled(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -1000,6 +1020,7 @@ WIDE = (
     Case("gate per group", GatePerGroup, other=11),
     Case("grouped convs", GroupedConvs, other=11, core=False, mixes=True),
     Case("gated halves", GatedHalves, other=11, core=False),
+    Case("cut in halves and thirds", CutInHalvesAndThirds, other=11, core=False),
     Case("pixel shuffled", PixelShuffled, other=10, core=False),
     Case("convnext block", ConvNextBlock, other=10, core=False, mixes=True),
     Case("channel buffers", ChannelBuffers, other=11, core=False),

@@ -13,6 +13,21 @@ def test_a_factor_of_one_is_dropped_and_stays() -> None:
     assert (heads.reason, width.reason) == (None, None)
 
 
+def test_what_is_two_of_one_and_three_of_another_repeats_six_times() -> None:
+    half, third = Var(12), Var(8)
+    unify(((2, half, 5),), ((3, third, 5),), "it is cut")
+    ((three, first),), ((two, second),) = resolve(((half,),)), resolve(((third,),))
+    assert first is second
+    assert (first.size, first.reason) == (4, None)
+    assert (three.size, three.reason, two.size, two.reason) == (3, "it is cut", 2, "it is cut")
+
+
+def test_parts_that_have_nothing_in_common_stay() -> None:
+    half, third = Var(5), Var(2)
+    unify(((2, half),), ((5, third),), "it is cut")
+    assert (half.reason, third.reason) == ("it is cut", "it is cut")
+
+
 def test_a_number_remembers_why_it_stays() -> None:
     axis = free(6)
     pin(axis, "flip() runs along it")
