@@ -108,6 +108,12 @@ def _train(options: argparse.Namespace) -> None:
         "tracker": None if tracker == "none" else tracker,
         "console": Console(),
     }
+    idle = [f"--{each.replace('_', '-')}" for each in config.without_effect()]
+    if idle and options.compare is None:
+        raise RunError(
+            f"{', '.join(idle)} would have no effect with --method {options.method}: leave "
+            "it out, or choose a method that grows the network (netaug, sandwich; spos)."
+        )
     if options.compare is not None:
         arms, seeds = parse_arms(options.compare), parse_seeds(options.seeds)
         compare(config, arms, seeds, Path(options.out or f"runs/{name}-compare"), **how)

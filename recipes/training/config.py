@@ -14,8 +14,9 @@ from recipes.training.distillation import Distillation
 NETAUG_ONLY = (
     *("factor", "diversity", "ratios", "coupling", "kinds", "keep"),
     *("alpha", "alpha_end", "samples", "stop_stream", "stop_inner", "sort"),
-    *("max_config", "ceiling", "path_dropout"),
+    "max_config",
 )
+SPOS_ONLY = ("ceiling", "path_dropout")
 
 
 @dataclass(frozen=True)
@@ -135,12 +136,20 @@ class TrainConfig:
         if self.clip_grad is not None and not self.clip_grad > 0:
             raise RunError(f"clip_grad is a norm above 0; {self.clip_grad!r} came.")
 
+    def without_effect(self) -> list[str]:
+        """The fields that were set, but mean nothing to this method."""
+        names = () if self.grows else NETAUG_ONLY
+        if self.method != "spos":
+            names = (*names, *SPOS_ONLY)
+        fresh = {field.name: field.default for field in dataclasses.fields(self)}
+        return [name for name in dict.fromkeys(names) if getattr(self, name) != fresh.get(name)]
+
     def identity(self) -> dict[str, Any]:
         """The fields that make the run what it is, as JSON; the baseline has no widths."""
         fields = dataclasses.asdict(self)
         left_out = () if self.grows else NETAUG_ONLY
         if self.method != "spos":
-            left_out = (*left_out, "ceiling", "path_dropout")
+            left_out = (*left_out, *SPOS_ONLY)
         unset = {"distill": None, "max_config": None, "hold_out": 0.0}
         for name, value in unset.items():
             if fields[name] == value:

@@ -129,6 +129,14 @@ def test_widths_by_kind_and_other_options(capsys: pytest.CaptureFixture[str]) ->
             ["--method", "netaug", "--keep", "no*"],
             r"keep: no module matches 'no\*'; modules are .*",
         ),
+        (
+            ["--factor", "4", "--ceiling", "2x"],
+            r"--factor, --ceiling would have no effect with --method baseline: leave it out, or .*",
+        ),
+        (
+            ["--method", "netaug", "--path-dropout", "0.1"],
+            r"--path-dropout would have no effect with --method netaug: .*",
+        ),
         (["--model-arg", "width=3"], r"net\.py:net cannot be built with .*TypeError: .*'width'"),
         (["--model-arg", "width"], r"--model-arg expects key=value, got 'width'\."),
         (["--opt", "sgdd"], r"timm has no optimiser 'sgdd'\. Near: .*sgd.*"),
