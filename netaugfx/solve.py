@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -14,7 +14,6 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .axes import (
-    ONE_FACTOR,
     Axis,
     OpenAxis,
     Var,
@@ -28,14 +27,13 @@ from .axes import (
     variables,
 )
 from .errors import GuardError, PlanError
+from .lengths import READS, argument, axes_read, derived, lengths_of
 from .plan import Plan
 from .rules import Call, NoRule, Op, Path, Ref, Typed, layer_of, rule_of
 from .trace import Traced, is_plain
 
-READS: frozenset[Any] = frozenset({operator.getitem, "size", getattr})
 OUTPUT = "it is an output of the network"
 LAYERS_OWN = {"weight", "bias", "in_proj_weight", "in_proj_bias", "running_mean", "running_var"}
-FEW = 16  # segments; a pinned axis of more of them is listed as one
 HARMLESS = {
     "size",
     "dim",
@@ -46,7 +44,6 @@ HARMLESS = {
     "is_floating_point",
     "element_size",
 }
-RANKS = {"dim", "ndim", "ndimension", "dtype", "device", "is_floating_point", "element_size"}
 
 
 @dataclass
@@ -243,9 +240,9 @@ class Solver:
             value,
             module=target if isinstance(target, nn.Module) else None,
             parameter=parameter,
-            derived=_derived(node),
-            computed=_derived(node, READS),
-            lengths=_lengths(node, typed),
+            derived=derived(node),
+            computed=derived(node, READS),
+            lengths=lengths_of(node, typed),
         )
         return self._apply(op, target, value, node, typing, typed)
 
@@ -293,19 +290,15 @@ class Solver:
         self.fills.update(op.filled)
         self.weights.update({name or f"computed for {node.name}": a for name, a in op.layers})
         for path, unless in op.numbers.items():
-            source = _argument(node, path)
+            source = argument(node, path)
             if isinstance(source, fx.Node) and isinstance(source.meta["val"], int | float):
-                axes_read = _read(source, typed)
-                typing.numbers.setdefault(node, {})[path] = (
-                    source.meta["val"],
-                    axes_read,
-                    unless,
-                )
-                self.numbers.append((where(node), axes_read, unless))
+                read = axes_read(source, typed)
+                typing.numbers.setdefault(node, {})[path] = (source.meta["val"], read, unless)
+                self.numbers.append((where(node), read, unless))
         for path in op.counts:
-            source = _argument(node, path) if path in op.computed else None
+            source = argument(node, path) if path in op.computed else None
             if isinstance(source, fx.Node):
-                self.computed.append((op.where, op.counts, path, _read(source, typed)))
+                self.computed.append((op.where, op.counts, path, axes_read(source, typed)))
         return _join(value, axes), op.counts
 
     def _call(self, call: Call, value: Any, node: fx.Node, typing: Typing) -> Any:
@@ -421,85 +414,6 @@ class Solver:
             if elastic(of):
                 self.summed.setdefault(name, set()).add(axis)
 
-    def names(self) -> dict[Var, str]:
-        """Name every variable after the first layer that has it, with an index where that layer has several."""
-        names: dict[Var, str] = {}
-        taken: set[str] = set()
-        for parameter, axes in self.parameters.items():
-            owner = parameter.rpartition(".")[0] or parameter
-            for i, axis in enumerate(axes):
-                axis = resolve(axis)
-                distinct = list(dict.fromkeys(variables(axis)))
-                taken_in = i in self.summed.get(parameter, ())
-                if (
-                    len(distinct) > 1 or taken_in
-                ):  # the factors that stay are no width of this layer
-                    alone = {one[0] for s in axis if len(one := variables((s,))) == 1}
-                    distinct = [v for v in distinct if not _stays(v, alone)]
-                if len(distinct) > FEW and all(v.reason for v in distinct):
-                    distinct = distinct[
-                        :1
-                    ]  # an axis that slices cut to pieces and something pinned
-                new = [v for v in distinct if v not in names]
-                for v in new:
-                    name = owner if len(distinct) == 1 else f"{owner}[{distinct.index(v)}]"
-                    if name in taken:
-                        name = f"{parameter}:{i}" + (
-                            f"[{distinct.index(v)}]" if len(distinct) > 1 else ""
-                        )
-                    names[v] = name
-                    taken.add(name)
-        touched = dict.fromkeys(axis for _, axis in self.touched)
-        touching = {v for axis in touched for v in variables(resolve(axis))}
-        return {v: n for v, n in names.items() if v in touching or v.reason is None}
-
-    def kinds(self, traces: Sequence[Traced]) -> dict[Var, str]:
-        """Tell for every variable whether it lies wholly within one block."""
-        places: dict[Var, list[str] | None] = {}
-        cache: dict[OpenAxis, list[Var]] = {}
-        for path, axis in self.touched:
-            if axis not in cache:
-                cache[axis] = variables(resolve(axis))
-            for v in cache[axis]:
-                parts = path.split(".") if path else []
-                old = places.get(v)
-                places[v] = parts if old is None else _common(old, parts)
-        kinds: dict[Var, str] = {}
-        for axes in self.parameters.values():
-            for axis in axes:
-                for v in variables(resolve(axis)):
-                    parts = list(places.get(v) or [])
-                    while parts and _container(self.modules[".".join(parts)]):
-                        parts.pop()
-                    kinds[v] = "inner" if parts else "stream"
-        return kinds
-
-    def share(self) -> tuple[float, int]:
-        """Return the elastic output channels of convolution and linear layers over all, and how many there are."""
-        elastic = total = 0
-        for axis in self.weights.values():
-            for segment in resolve(axis):
-                n = 1
-                for f in segment:
-                    n *= f if isinstance(f, int) else f.size
-                inside = [f for f in segment if isinstance(f, Var)]
-                if any(v.reason == OUTPUT for v in inside):
-                    continue
-                total += n
-                elastic += n if any(v.reason is None for v in inside) else 0
-        return (elastic / total if total else 1.0), total
-
-    def spans(self, names: Mapping[Var, str]) -> dict[Var, tuple[str, ...]]:
-        """Return the layers one of whose axes each variable spans."""
-        layers: dict[Var, dict[str, None]] = {v: {} for v in names}
-        for parameter, axes in self.parameters.items():
-            owner = parameter.rpartition(".")[0] or parameter
-            for axis in axes:
-                for v in variables(resolve(axis)):
-                    if v in layers:
-                        layers[v][owner] = None
-        return {v: tuple(found) for v, found in layers.items()}
-
 
 def where(node: fx.Node) -> str:
     """Return how messages call a node: the operator, and the user's line."""
@@ -542,87 +456,6 @@ def _altering(module: nn.Module) -> str:
     return "computes its weight from other Parameters"
 
 
-def _argument(node: fx.Node, path: Path) -> Any:
-    """Return what stands at `path` among the arguments of a node."""
-    found: Any = node.args if isinstance(path[0], int) else node.kwargs
-    for step in path:
-        found = found[step]
-    return found
-
-
-def _shape(node: Any, typed: Mapping[fx.Node, Any]) -> Sequence[OpenAxis] | None:
-    """Return the axes whose lengths a node holds (`x.shape`, `x.size()`, `x.shape[2:]`), None for any other."""
-    if not isinstance(node, fx.Node) or not node.args:
-        return None
-    source: Any = node.args[0]
-    if node.target is operator.getitem and isinstance(node.args[1], slice):
-        found = _shape(source, typed)
-        bounds = (node.args[1].start, node.args[1].stop, node.args[1].step)
-        literal = all(b is None or isinstance(b, int) for b in bounds)
-        return None if found is None or not literal else found[node.args[1]]
-    whole = node.target == "size" and len(node.args) == 1 and not node.kwargs
-    tensor = typed.get(source) if isinstance(source, fx.Node) else None
-    if isinstance(tensor, Typed) and (whole or node.args[1:] == ("shape",)):
-        return tensor.axes
-    return None
-
-
-def _length(node: Any, typed: Mapping[fx.Node, Any]) -> OpenAxis | None:
-    """Return the axis whose length a node reads (`x.shape[1]`, `x.size(1)`), None for any other node."""
-    if not isinstance(node, fx.Node) or not node.args:
-        return None
-    source: Any = node.args[0]
-    index: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    if not isinstance(index, int):
-        return None
-    if node.target is operator.getitem:
-        axes = _shape(source, typed)
-        return None if axes is None else axes[index]
-    tensor = typed.get(source) if isinstance(source, fx.Node) else None
-    return tensor.axes[index] if node.target == "size" and isinstance(tensor, Typed) else None
-
-
-def _lengths(node: fx.Node, typed: Mapping[fx.Node, Any]) -> dict[Path, OpenAxis]:
-    """Return which arguments of a node are lengths of axes, and of which."""
-    found: dict[Path, OpenAxis] = {}
-    for path in _derived(node):
-        argument = _argument(node, path)
-        axis, axes = _length(argument, typed), _shape(argument, typed)
-        if axis is not None:
-            found[path] = axis
-        found |= {(*path, i): one for i, one in enumerate(axes or ())}
-    return found
-
-
-def _read(node: fx.Node, typed: Mapping[fx.Node, Any]) -> list[OpenAxis]:
-    """Return the axes whose lengths a number depends on."""
-    axis = _length(node, typed)
-    if axis is not None:
-        return [axis]
-    found: list[OpenAxis] = []
-    for source in node.all_input_nodes:
-        tensor = typed.get(source)
-        if not isinstance(tensor, Typed):
-            found += _read(source, typed)
-        elif node.target not in RANKS and not (node.target is getattr and node.args[1] in RANKS):
-            found += tensor.axes
-    return found
-
-
-def _derived(node: fx.Node, without: frozenset[Any] = frozenset()) -> frozenset[Path]:
-    def counts(argument: Any) -> bool:
-        return isinstance(argument, fx.Node) and argument.target not in without
-
-    found: set[Path] = set()
-    arguments: list[tuple[str | int, Any]] = [*enumerate(node.args), *node.kwargs.items()]
-    for key, argument in arguments:
-        if counts(argument):
-            found.add((key,))
-        elif isinstance(argument, Sequence) and not isinstance(argument, str):
-            found |= {(key, i) for i, a in enumerate(argument) if counts(a)}
-    return frozenset(found)
-
-
 def _plain(value: Any) -> Any:
     def one(v: Any) -> Any:
         return Typed(v, tuple(fixed(n) for n in v.shape)) if isinstance(v, Tensor) else v
@@ -654,20 +487,3 @@ def _axes(tree: Any) -> Any:
         tree,
         is_leaf=lambda t: isinstance(t, Typed),
     )
-
-
-def _common(a: list[str], b: list[str]) -> list[str]:
-    n = 0
-    while n < min(len(a), len(b)) and a[n] == b[n]:
-        n += 1
-    return a[:n]
-
-
-def _container(module: nn.Module) -> bool:
-    forward = type(module).forward
-    return forward is nn.Sequential.forward or forward is nn.Module.forward
-
-
-def _stays(v: Var, alone: set[Var]) -> bool:
-    """Return whether `v` is a factor of a product whose width is another factor's; `alone` are those of no product."""
-    return v.reason == ONE_FACTOR or (v.reason is not None and v.size == 1 and v not in alone)
