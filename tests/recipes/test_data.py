@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,40 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(tmp_path: Path, size
     assert first.shape == (3, data.image_size, data.image_size)
     others = [dataset[4, 2][0], AugmentedImages(data.train, dataset.transform, seed=2)[3, 2][0]]
     assert not all(torch.equal(each, first) for each in others)
+
+
+class Counting(list):
+    """Images that count how often each was decoded."""
+
+    def __init__(self, images: object) -> None:
+        super().__init__(images)  # type: ignore[call-overload]
+        self.looked_up: Counter = Counter()
+
+    def __getitem__(self, index: int) -> object:  # type: ignore[override]
+        self.looked_up[index] += 1
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize(("room", "decoded"), [(2**20, 1), (1, 3)], ids=["kept", "no room"])
+@pytest.mark.parametrize("augment", ["standard", "none"])
+def test_small_images_are_decoded_once_where_there_is_room(
+    augment: str, room: int, decoded: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = load_data(f"folder:{make_folder(tmp_path)}")
+    monkeypatch.setattr("recipes.augment.KEPT", room)
+    images = Counting(data.train[i] for i in range(4))
+    dataset = AugmentedImages(images, build_transforms(data, augment)[0], seed=1)
+    batch = [(0, 1), (2, 3)]
+    one_by_one = [dataset[each] for each in batch]
+    images.looked_up.clear()
+    dataset.kept.pop(3, None)
+    for _ in range(3):
+        for (image, label), (own, same) in zip(
+            dataset.__getitems__(batch), one_by_one, strict=True
+        ):
+            assert torch.equal(image, own)
+            assert label == same
+    assert images.looked_up[3] == decoded
 
 
 def test_the_order_and_the_images_are_the_same_with_workers(tmp_path: Path) -> None:
