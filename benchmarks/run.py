@@ -1,7 +1,7 @@
 """Question: what does NetAug cost over a whole run, how much of a run is data, and what do two processes gain?
 
     OMP_NUM_THREADS=1 python benchmarks/run.py [--model netaugfx:tiny_mobilenet] [--data digits] [--batch 32]
-        [--epochs 3] [--write NAME]
+        [--epochs 3] [--channels-last] [--write NAME]
 
 Seconds of one epoch, medians; baseline and NetAug in turn, in one process and in two on gloo with half the batch each.
   data      the loader alone: read, decode, augment, collate, to device
@@ -58,7 +58,12 @@ def measure(index: int, processes: int, port: int, options: argparse.Namespace, 
     accelerator = Accelerator(cpu=True, kwargs_handlers=[ranks])
     data = load_data(options.data)
     plain = TrainConfig(
-        options.model, options.data, batch_size=options.batch // processes, lr=0.01, epochs=100
+        options.model,
+        options.data,
+        batch_size=options.batch // processes,
+        lr=0.01,
+        epochs=100,
+        channels_last=options.channels_last,
     )
     console, cadence = Console(quiet=True), Cadence(minutes=None)
     with tempfile.TemporaryDirectory() as folder:
@@ -128,6 +133,7 @@ def main() -> None:
     parser.add_argument("--data", default="digits")
     parser.add_argument("--batch", type=int, default=32, help="images per step of all processes")
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--channels-last", action="store_true")
     parser.add_argument(
         "--write", metavar="NAME", help="the table's name in docs/results/performance.md"
     )
@@ -146,7 +152,8 @@ def main() -> None:
             print(lines[-1], flush=True)
     publish(
         options.write,
-        f"An epoch of {options.model} on {options.data}, batch {options.batch}, {options.epochs} epochs;",
+        f"An epoch of {options.model} on {options.data}, batch {options.batch}, {options.epochs} epochs, "
+        f"{'channels last' if options.channels_last else 'contiguous'};",
         lines,
     )
 
