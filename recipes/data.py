@@ -39,11 +39,13 @@ class Data:
     channels: int
     image_size: int  # pixels, the images are square for the network
     flip: bool = True  # whether a mirrored image keeps its label
+    classes: tuple[str, ...] | None = None  # their names in the order of the labels, where known
 
-    def described(self) -> dict[str, int]:
+    def described(self) -> dict[str, Any]:
         """All but the images, of which it tells the number, as JSON."""
         counts = {"train": len(self.train), "validation": len(self.validation)}
-        return {field.name: getattr(self, field.name) for field in fields(self)} | counts
+        found = {field.name: getattr(self, field.name) for field in fields(self)} | counts
+        return found | {"classes": None if self.classes is None else list(self.classes)}
 
 
 def load_data(
@@ -166,7 +168,7 @@ def _folder(root: Path) -> Data:
         raise DataError(
             f"{train.root} and {validation.root} differ in their class folders: {', '.join(odd)}."
         )
-    return _from_images(train, validation, len(train.classes))
+    return _from_images(train, validation, len(train.classes), train.classes)
 
 
 def _torchvision(rest: str, download: bool) -> Data:
@@ -213,7 +215,7 @@ def _torchvision(rest: str, download: bool) -> Data:
             raise DataError(f"torchvision's {name} has no split for {split}.")
     classes = getattr(splits["train"], "classes", None)
     labels = len(classes) if classes else 1 + max(int(label) for _, label in splits["train"])
-    return _from_images(splits["train"], splits["validation"], labels)
+    return _from_images(splits["train"], splits["validation"], labels, classes)
 
 
 class _TimmImages(Sequence):
@@ -261,7 +263,25 @@ def _timm(spec: str, download: bool) -> Data:
     return _from_images(train, validation, labels)
 
 
-def _from_images(train: Sequence, validation: Sequence, num_classes: int) -> Data:
+def check_classes(
+    theirs: Sequence[str] | None, mine: Sequence[str] | None, who: str, data: str
+) -> None:
+    """Refuse a network that knows other classes, or in another order; where names are not known, let it be.
+
+    Raises:
+        DataError: with the first label whose name differs.
+    """
+    for label, (one, other) in enumerate(zip(theirs or (), mine or (), strict=False)):
+        if one != other:
+            raise DataError(
+                f"{who} learnt other classes than those of {data}: its label {label} is {one!r}, there {other!r}. "
+                "Rename or order the class folders alike."
+            )
+
+
+def _from_images(
+    train: Sequence, validation: Sequence, num_classes: int, classes: Sequence[str] | None = None
+) -> Data:
     """Data whose channels and image size come from a look at 32 images spread over `train`.
 
     Images of one square size up to 64 pixels keep it; others are scaled to their median shorter
@@ -278,4 +298,5 @@ def _from_images(train: Sequence, validation: Sequence, num_classes: int) -> Dat
     median = sizes[len(sizes) // 2]
     image_size = median if same_square and median <= 64 else max(32, min(224, median // 32 * 32))
     grey = all(image.mode in {"1", "L", "I", "I;16", "F"} for image in looked_at)
-    return Data(train, validation, num_classes, 1 if grey else 3, image_size)
+    names = tuple(map(str, classes)) if classes else None
+    return Data(train, validation, num_classes, 1 if grey else 3, image_size, classes=names)

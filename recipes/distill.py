@@ -76,6 +76,11 @@ class DistillTask(TrainingTask):
             raise DistillError(f"The weight of the labels must be from 0 on, got {labels}.")
         if not 0 < temperature < float("inf"):
             raise DistillError(f"The temperature must be above 0, got {temperature}.")
+        if not isinstance(teacher, FrozenTeacher | OnlineTeacher):
+            raise DistillError(
+                f"A teacher is a FrozenTeacher or an OnlineTeacher, got {type(teacher).__name__}. "
+                "Make one with FrozenTeacher(network)."
+            )
         self.inner, self.labels, self.scheme = inner, labels, scheme
         self.generator = torch.Generator().manual_seed(seed) if generator is None else generator
         student = inner.trainable_module

@@ -151,6 +151,12 @@ def build_terms(
     """
     names = expand(names)
     given = _weights(names, weights or {})
+    if places and all(KINDS[name].place is None for name in names):
+        came = ", ".join(f"{one}={other}" for one, other in places.items())
+        raise DistillError(
+            f"Features came ({came}), and {', '.join(names)} compares none. "
+            "Leave them out, or add an objective that does, as attention."
+        )
     pairs: dict[str, list[tuple[str, str]]] = {}
     for kind in {KINDS[name].place for name in names} - {None}:
         assert kind is not None
@@ -191,6 +197,11 @@ def build_terms(
                 if needs_map and len(shape) != 4:
                     raise DistillError(
                         f"{name} needs feature maps (N, C, H, W); {place!r} of the {whose} is {shape}."
+                    )
+                if needs_map and shape[2] * shape[3] == 1:
+                    raise DistillError(
+                        f"{name} compares where features are large, and {place!r} of the {whose} is one pixel "
+                        f"({shape}): nothing would be learnt. Name an earlier place with features."
                     )
             adapter = None
             if kind_of.adapter is not None:

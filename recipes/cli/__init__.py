@@ -111,8 +111,9 @@ def _train(options: argparse.Namespace) -> None:
     idle = [f"--{each.replace('_', '-')}" for each in config.without_effect()]
     if idle and options.compare is None:
         raise RunError(
-            f"{', '.join(idle)} would have no effect with --method {options.method}: leave "
-            "it out, or choose a method that grows the network (netaug, sandwich; spos)."
+            f"{', '.join(idle)} would have no effect with --method {options.method}"
+            + (" --max-config" if options.max_config else "")
+            + ": leave it out, or choose another method."
         )
     if options.compare is not None:
         arms, seeds = parse_arms(options.compare), parse_seeds(options.seeds)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.cli.distill_options import add_teacher_options
+from recipes.cli.numbers import at_least
 
 
 def add_distill_command(commands: Any) -> argparse.ArgumentParser:
@@ -65,8 +66,6 @@ def add_distill_command(commands: Any) -> argparse.ArgumentParser:
 
 def add_rank_command(commands: Any) -> None:
     """`netaugfx rank-augmentations`."""
-    from recipes.cli.options import at_least
-
     parser = commands.add_parser(
         "rank-augmentations",
         help="rank augmentations for a teacher by T. stddev, without training a student",
@@ -91,8 +90,6 @@ def add_rank_command(commands: Any) -> None:
 
 def add_evaluate_command(commands: Any) -> None:
     """`netaugfx evaluate`."""
-    from recipes.cli.options import at_least
-
     parser = commands.add_parser(
         "evaluate",
         help="metrics by class of a finished run, for its base or a subnet",
@@ -125,8 +122,6 @@ def add_evaluate_command(commands: Any) -> None:
 
 def add_machine_options(parser: argparse.ArgumentParser) -> None:
     """Where to compute, and how the images come."""
-    from recipes.cli.options import at_least
-
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where")
     parser.add_argument("--threads", type=at_least(1), help="threads of torch on a CPU")
     parser.add_argument("--workers", type=at_least(0), default=0, help="processes that load images")

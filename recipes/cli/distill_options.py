@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from recipes.cli.numbers import at_least
 from recipes.errors import DistillError
+from recipes.teachers import ONLINE
 from recipes.training.distillation import PRESETS, Distillation
 
 
@@ -52,7 +54,7 @@ def add_distill_options(group: Any) -> None:
     )
     group.add_argument(
         "--teacher-cache",
-        type=int,
+        type=at_least(0),
         default=0,
         metavar="N",
         help="images whose teacher outputs are kept, if they come back unchanged",
@@ -106,17 +108,29 @@ def method_and_distillation(options: argparse.Namespace) -> tuple[str, Distillat
                 "--features": bool(options.features),
                 "--distill-augment": options.scheme is not None,
                 "--teacher-weights": options.teacher_weights is not None,
+                "--teacher-pretrained": options.teacher_pretrained,
+                "--teacher-arg": bool(options.teacher_args),
+                "--temperature": options.temperature != 4.0,
+                "--no-detach": not options.detach,
+                "--teacher-cache": options.teacher_cache != 0,
             }.items()
             if asked
         ]
         if taught:
             raise DistillError(f"{taught[0]} needs a teacher: give --teacher RUN, MODEL or widest.")
         return method, None
+    online = teacher in ONLINE
+    for option, idle in {
+        "--no-detach": not options.detach and not online,
+        "--teacher-cache": options.teacher_cache != 0 and online,
+    }.items():
+        if idle:
+            raise DistillError(f"{option} would have no effect with the teacher {teacher!r}.")
     pairs = dict(_pair(each, "--objective-weight", "NAME=W") for each in options.objective_weight)
     try:
         weights = {name: float(weight) for name, weight in pairs.items()}
     except ValueError as error:
-        raise DistillError(f"--objective-weight expects a number, as rkd=2 ({error}).") from error
+        raise DistillError(f"--objective-weight expects a number, as kd=2 ({error}).") from error
     return method, Distillation(
         teacher=teacher,
         objectives=objectives,
@@ -129,7 +143,7 @@ def method_and_distillation(options: argparse.Namespace) -> tuple[str, Distillat
         places=dict(_pair(each, "--features", "STUDENT=TEACHER") for each in options.features),
         detach=options.detach,
         scheme=options.scheme,
-        cache=max(0, options.teacher_cache),
+        cache=options.teacher_cache,
     )
 
 

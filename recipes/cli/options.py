@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from recipes.cli.distill_options import add_distill_options
+from recipes.cli.numbers import above_zero, at_least
 from recipes.training.distillation import PRESETS
 
 
@@ -245,27 +246,6 @@ def add_width_options(parser: Any) -> None:
         metavar="GLOB",
         help="module names whose widths stay; may be repeated",
     )
-
-
-def at_least(least: int) -> Any:
-    """A type for argparse: a whole number from `least` on."""
-
-    def whole_number(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, got {value}")
-        return value
-
-    whole_number.__name__ = "whole number"
-    return whole_number
-
-
-def above_zero(text: str) -> float:
-    """A type for argparse: a finite number above 0."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text}")
-    return value
 
 
 def _ratios(text: str) -> tuple[str, tuple[float, ...]]:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from recipes.cli.distill_commands import add_machine_options, device_of
+from recipes.cli.numbers import above_zero, at_least
+
+IDLE = {"epochs": 1, "lr": 0.01}  # option of the score base alone -> its default
 
 
 def add_search_command(commands: Any) -> None:
     """`netaugfx search`: which widths of a run's network should grow, and how far."""
-    from recipes.cli.options import above_zero, at_least
-
     parser = commands.add_parser(
         "search",
         help="search which widths should grow, and how far",
@@ -66,9 +67,12 @@ def add_search_command(commands: Any) -> None:
         help="share of the training images to judge by (default: what the run kept from training)",
     )  # fmt: skip
     parser.add_argument(
-        "--epochs", type=at_least(1), default=1, help="base: passes over the kept batches"
+        "--epochs",
+        type=at_least(1),
+        default=IDLE["epochs"],
+        help="base: passes over the kept batches",
     )
-    parser.add_argument("--lr", type=above_zero, default=0.01, help="base: learning rate")
+    parser.add_argument("--lr", type=above_zero, default=IDLE["lr"], help="base: learning rate")
     parser.add_argument("--seed", type=int, default=0, help="of the proposals")
     parser.add_argument("--storage", metavar="URL", help="of the studies (default: OUT/studies.db)")
     parser.add_argument("--out", metavar="DIR", help="for the files (default: RUN/search)")
@@ -76,8 +80,12 @@ def add_search_command(commands: Any) -> None:
 
 
 def _search(options: argparse.Namespace) -> None:
+    from recipes.errors import SearchError
     from recipes.studies.searching import search_run
 
+    idle = [f"--{name}" for name, usual in IDLE.items() if getattr(options, name) != usual]
+    if idle and options.score != "base":
+        raise SearchError(f"{', '.join(idle)} would have no effect with --score {options.score}.")
     search_run(
         Path(options.run_directory),
         options.score,

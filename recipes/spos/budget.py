@@ -118,7 +118,8 @@ class Ceiling:
         if self.base_cost > self.limit:
             raise SearchError(
                 f"Nothing meets the budget of {self.budget} ({self.limit:,.0f}): the cheapest config, the base, "
-                f"costs {self.base_cost:,} {self.measure}. Give at least 1x."
+                f"costs {self.base_cost:,} {self.measure}. Give at least 1x: "
+                "3x is three times the base, 3 without the x is 3 outright."
             )
         if self.measure == "parameters":
             self._chain = Within(self._parameters, wide.plan, self.limit, self.kinds)

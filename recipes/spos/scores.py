@@ -10,6 +10,7 @@ All look at images that are decoded once and kept, and leave the wide model as t
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +52,15 @@ class Images:
                     f"A search needs images to train on and held-out ones to judge by; there are no {name} images. "
                     "Keep some of the training images, e.g. a tenth, from training."
                 )
+
+    def digest(self) -> str:
+        """16 hexadecimal digits that tell the held-out images from others: of labels and some pixels."""
+        found = hashlib.sha256()
+        for images, labels in self.held_out:
+            some = images.detach().flatten()[:: max(1, images[0].numel() // 16)]
+            found.update(labels.cpu().to(torch.int64).numpy().tobytes())
+            found.update(some.cpu().to(torch.float64).numpy().tobytes())
+        return found.hexdigest()[:16]
 
     @staticmethod
     def of(

@@ -43,7 +43,7 @@ def search(
     storage: Any = None,
     name: str | None = None,
     seed: int = 0,
-    told: Callable[[int, Candidate | str], None] | None = None,
+    told: Callable[[int, Candidate | str, float | None], None] | None = None,
     **settings: Any,
 ) -> Result:
     """Search the config of largest score.
@@ -67,10 +67,13 @@ def search(
         mutation: probability that a width is drawn anew (the paper's).
         kinds: which kinds of widths are searched; the others stay at their base size.
         storage: None keeps the study in memory; a path is an SQLite file, an URL whatever Optuna
-            opens. What was killed goes on with the same call; several processes may share one.
+            opens. What was killed goes on with the same call; several processes may share one, and
+            may then evaluate one candidate more each. The study knows an `evaluate` of your own by
+            its name and code, not by what it reads from elsewhere.
         name: of the study in the storage; the method if None.
         seed: of the proposals.
-        told: called with the number of candidates so far and the new one, or why it failed.
+        told: called with the number of candidates so far, the new one or why it failed, and the
+            best score before it, by whichever process.
         settings: of a named score, e.g. `recalibrate=16`.
 
     Returns:
@@ -84,8 +87,15 @@ def search(
     ECCV 2020, section 3.3 and algorithm 1. Deviations: what is searched are widths to grow; a
     generation may start while candidates of the last one are still evaluated by other processes.
     """
+    _check(wide, evaluate, images)
     if method not in METHODS:
         raise SearchError(f"method is one of {', '.join(METHODS)}; {method!r} came.")
+    numbers = (trials, top, population)
+    if any(not isinstance(n, int) for n in numbers) or not isinstance(mutation, int | float):
+        raise SearchError(
+            "trials, top and population are whole numbers, and mutation is a probability; "
+            f"{trials!r}, {top!r}, {population!r} and {mutation!r} came."
+        )
     if min(trials, top) < 1 or population < 2 or not 0 <= mutation <= 1:
         raise SearchError(
             "trials and top are from 1 on, population from 2 on and mutation is a probability; "
@@ -118,9 +128,10 @@ def search(
     identity = {
         "widths": {width: list(sizes) for width, sizes in sampler.choices.items()},
         "weights": digest(wide),
-        "score": evaluate if isinstance(evaluate, str) else "own",
+        "score": evaluate if isinstance(evaluate, str) else fingerprint(evaluate),
         "settings": score.settings() if isinstance(evaluate, str) else {},
-        "constraint": str(ceiling),
+        "held_out": images.digest() if isinstance(evaluate, str) and images else None,
+        "constraint": fingerprint(constraint) if callable(constraint) else str(ceiling),
         "measure": ceiling.measure,
         "base_cost": ceiling.base_cost,
         "method": method,
@@ -133,6 +144,46 @@ def search(
     study = open_study(storage, name or method, sampler, identity)
     _run(study, sampler, ceiling, score, trials, told)
     return result_of(study, wide.plan)
+
+
+def _check(wide: Any, evaluate: Any, images: Any) -> None:
+    if not isinstance(wide, netaugfx.WideModel):
+        raise SearchError(
+            f"A search needs a WideModel, got {type(wide).__name__}. "
+            "Make one with wide = netaugfx.widen(model)."
+        )
+    if not isinstance(evaluate, str) and not callable(evaluate):
+        raise SearchError(
+            f"evaluate is a function from a config to a score, or one of subnet, base and alignment; "
+            f"{evaluate!r} came."
+        )
+    if images is not None and not isinstance(images, Images):
+        raise SearchError(
+            f"images is a recipes.spos.Images, got {type(images).__name__}. "
+            "Make one with Images.of(train_loader, held_out_loader, device)."
+        )
+
+
+def fingerprint(function: Callable[..., Any]) -> str:
+    """The name of a function and 8 hexadecimal digits of its code's SHA-256; without code, the name."""
+    inner = getattr(function, "func", function)  # of a partial
+    inner = getattr(inner, "__func__", inner)  # of a method
+    named = inner if hasattr(inner, "__qualname__") else type(inner)
+    code = getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
+    name = str(named.__qualname__)
+    if code is None:
+        return name
+    found = hashlib.sha256()
+    waiting = [code]
+    while waiting:
+        code = waiting.pop()
+        found.update(code.co_code + repr(code.co_names).encode())
+        for constant in code.co_consts:
+            if hasattr(constant, "co_code"):
+                waiting.append(constant)
+            else:
+                found.update(repr(constant).encode())
+    return f"{name} {found.hexdigest()[:8]}"
 
 
 def digest(wide: netaugfx.WideModel) -> str:
@@ -182,7 +233,7 @@ def open_study(storage: Any, name: str, sampler: Any, identity: Mapping[str, Any
             there, here = (_short(each) for each in (held.get(key), identity[key]))
             raise SearchError(
                 f"{storage} holds {what} by the name {name!r}: its {key} are {there} there and {here} here. "
-                "Give another storage (--storage, or another --out)."
+                "Give another storage (--storage, or another --out), or from Python another name."
             )
     return study
 
@@ -198,7 +249,7 @@ def _run(
     ceiling: Ceiling,
     score: Callable[[Config], float],
     trials: int,
-    told: Callable[[int, Candidate | str], None] | None,
+    told: Callable[[int, Candidate | str, float | None], None] | None,
 ) -> None:
     """Evaluate candidates until there are `trials` of them, or no new one is left."""
     from optuna.trial import TrialState
@@ -214,7 +265,9 @@ def _run(
 
     def tell(what: Candidate | str) -> None:
         if told is not None:
-            told(sum(counted(study.get_trials(deepcopy=False))) + 1, what)
+            held = study.get_trials(deepcopy=False)
+            values = [each.values[0] for each in held if each.state == TrialState.COMPLETE]
+            told(sum(counted(held)) + 1, what, max(values, default=None))
 
     def objective(trial: Any) -> Any:
         config = plan.config(

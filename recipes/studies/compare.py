@@ -24,7 +24,7 @@ from rich.table import Table
 
 from recipes.errors import RunError, near
 from recipes.studies.curves import draw_curves, interval, read_metrics, shown
-from recipes.training.checkpoint import write_json
+from recipes.training.checkpoint import read_json, write_json
 from recipes.training.config import TrainConfig
 from recipes.training.loop import train
 from recipes.training.rundir import RunDirectory
@@ -143,7 +143,7 @@ def finished(directory: Path, config: TrainConfig) -> dict[str, Any] | None:
         return None
     if run.held().get("config") != json.loads(json.dumps(config.identity())):
         return None  # `train` says what differs
-    return json.loads(run.result.read_text())
+    return read_json(run.result)
 
 
 def summarise(results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[str, Any]:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from recipes.training.rundir import RunDirectory
+
 Metrics = Sequence[Mapping[str, Any]]  # of one run, a line for each epoch
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
     """The metrics of a run so far, an object per epoch."""
-    path = directory / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return RunDirectory(directory).read_metrics()
 
 
 def draw_curves(to: Path | IO[str], runs: Mapping[str, Sequence[Metrics]]) -> None:

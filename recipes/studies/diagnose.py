@@ -21,6 +21,7 @@ from typing import Any
 from rich.console import Console
 
 from recipes.errors import RunError
+from recipes.training.checkpoint import read_json
 from recipes.training.rundir import RunDirectory
 
 UNDERFITS, OVERFITS = 0.25, 0.5  # share of the validation error that is not made in training too
@@ -72,7 +73,7 @@ def diagnose(directory: Path) -> Diagnosis:
     metrics = run.read_metrics()
     if len(metrics) < 2:
         raise RunError(f"{directory} has {len(metrics)} epochs so far; curves need two or more.")
-    result = json.loads(run.result.read_text()) if run.result.exists() else {}
+    result = read_json(run.result) if run.result.exists() else {}
     return judge(metrics, held["data"]["num_classes"], result.get("train_top1"))
 
 

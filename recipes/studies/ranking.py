@@ -83,6 +83,8 @@ def rank(
     example = next(iter(Epochs(loader, keys)))[0][:2]
     check_logits(network, f"The teacher {name}", example, images.num_classes)
     judge = base_of(open_run(Path(student))).to(device) if student else None
+    if judge is not None:
+        check_logits(judge, f"The student {student}", example.to(device), images.num_classes)
     asked = list(schemes or [each for each in SCHEMES if judge or each != "cutmixpick-student"])
     built = [build_scheme(each, *normalisation(images.channels)) for each in asked]
     if judge is None and any(each.judge == "student" for each in built):

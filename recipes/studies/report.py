@@ -15,6 +15,7 @@ from recipes.errors import RunError
 from recipes.studies.curves import draw_curves, read_metrics
 from recipes.studies.search_pictures import section
 from recipes.studies.searching import STUDIES
+from recipes.training.checkpoint import read_json
 from recipes.training.rundir import RunDirectory
 
 STYLE = """
@@ -81,14 +82,26 @@ def _names(directories: Sequence[Path]) -> dict[str, Path]:
 
 
 def _table(runs: Mapping[str, RunDirectory]) -> str:
-    rows = ["<tr><th>run</th>" + "".join(f"<th>{each}</th>" for each in COLUMNS.values()) + "</tr>"]
+    rows = [
+        "<tr><th>run</th><th>trained by</th>"
+        + "".join(f"<th>{each}</th>" for each in COLUMNS.values())
+        + "</tr>"
+    ]
     for name, run in runs.items():
-        result = json.loads(run.result.read_text()) if run.result.exists() else {}
-        cells = [_shown(result.get(key)) for key in COLUMNS]
-        rows.append(
-            f"<tr><td>{escape(name)}</td>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
-        )
+        config = run.held()["config"]
+        result = read_json(run.result) if run.result.exists() else {}
+        cells = [escape(name), escape(_way(config))]
+        cells += [_shown(result.get(key)) for key in COLUMNS]
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return "<table>\n" + "\n".join(rows) + "\n</table>"
+
+
+def _way(config: Mapping[str, Any]) -> str:
+    """How a run was trained: its method, its teacher and what it learnt from it."""
+    distill = config.get("distill")
+    if not distill:
+        return str(config["method"])
+    return f"{config['method']}, {', '.join(distill['objectives'])} by {distill['teacher']}"
 
 
 def _shown(value: Any) -> str:
@@ -101,7 +114,7 @@ def _details(name: str, run: RunDirectory) -> str:
     held = run.held()
     parts = [f"<h2>{escape(name)}</h2>"]
     if run.environment.exists():
-        environment = json.loads(run.environment.read_text())
+        environment = read_json(run.environment)
         parts.append(f"<pre>{escape(shlex.join(environment.pop('command')))}</pre>")
         parts.append(_folded("Environment", _mapping(environment)))
     if run.plan.exists():
@@ -110,6 +123,8 @@ def _details(name: str, run: RunDirectory) -> str:
         studies = run.path / "search" / STUDIES
         if studies.exists():
             parts.append(section(studies, plan))
+    elif held["config"].get("kinds"):
+        parts.append("<p>plan.json is missing: neither widths nor searches can be shown.</p>")
     parts.append(_folded("Configuration", _mapping(held["config"])))
     parts.append(_folded("Data", _mapping(held["data"])))
     return "\n".join(parts)

@@ -121,12 +121,15 @@ def draw_importance(to: Path | StringIO, result: Result) -> None:
 
 
 def _table(found: Mapping[str, Result]) -> str:
-    rows = ["<tr><th>search</th><th>candidates</th><th>failed</th><th>score</th><th>cost</th></tr>"]
+    heads = ("search", "budget", "seed", "candidates", "failed", "score", "cost")
+    rows = ["<tr>" + "".join(f"<th>{head}</th>" for head in heads) + "</tr>"]
     for name, result in found.items():
         cost = (
             f"{result.best.cost / result.identity['base_cost']:.2f} x {result.identity['measure']}"
         )
-        cells = (len(result.candidates), len(result.failed), f"{result.best.value:.4g}", cost)
+        asked = (escape(str(result.identity["constraint"])), result.identity["seed"])
+        counts = (len(result.candidates), len(result.failed))
+        cells = (*asked, *counts, f"{result.best.value:.4g}", cost)
         rows.append(
             f"<tr><td>{escape(name)}</td>" + "".join(f"<td>{each}</td>" for each in cells) + "</tr>"
         )

@@ -80,13 +80,12 @@ def search_run(
     }[score]
     name, started, counted = f"{score}-{method}", time.perf_counter(), []
 
-    def told(number: int, candidate: Candidate | str) -> None:
+    def told(number: int, candidate: Candidate | str, best: float | None) -> None:
         if isinstance(candidate, str):
             console.print(f"candidate {candidate} (failed)", highlight=False)
             return
-        better = not counted or candidate.value > max(counted)
         counted.append(candidate.value)
-        if better:
+        if best is None or candidate.value > best:
             console.print(
                 f"candidate {number:>4} of {trials}  score {candidate.value:.4g}  "
                 f"{candidate.cost:,.0f} {measure}",
@@ -157,6 +156,8 @@ def _print(found: Result, name: str, console: Console) -> None:
         share = f"{importance[width]:.2f}" if width in importance else ""
         table.add_row(width, str(choices[0]), str(sizes[width]), share)
     console.print(table)
+    if not importance:
+        console.print("importance needs 20 candidates of different scores", highlight=False)
     cost, identity = found.best.cost, found.identity
     console.print(
         f"score {found.best.value:.4g}, {cost:,.0f} {identity['measure']}, "

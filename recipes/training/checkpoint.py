@@ -48,6 +48,25 @@ def write_atomically(path: Path, content: bytes) -> None:
         ) from error
 
 
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; of a .jsonl file, a list of its lines.
+
+    Raises:
+        RunError: it cannot be read, or is damaged.
+    """
+    try:
+        text = path.read_text()
+        if path.suffix == ".jsonl":
+            return [json.loads(line) for line in text.splitlines()]
+        return json.loads(text)
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RunError(
+            f"{path} does not read as JSON ({error}): it is damaged, or no file of netaugfx's."
+        ) from error
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON a person can read, atomically."""
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())

@@ -16,6 +16,7 @@ NETAUG_ONLY = (
     *("alpha", "alpha_end", "samples", "stop_stream", "stop_inner", "sort"),
     "max_config",
 )
+SCHEDULED = ("alpha", "alpha_end", "stop_stream", "stop_inner", "sort")
 SPOS_ONLY = ("ceiling", "path_dropout")
 
 
@@ -138,9 +139,14 @@ class TrainConfig:
 
     def without_effect(self) -> list[str]:
         """The fields that were set, but mean nothing to this method."""
-        names = () if self.grows else NETAUG_ONLY
-        if self.method != "spos":
-            names = (*names, *SPOS_ONLY)
+        idle = {
+            "netaug": SPOS_ONLY,
+            "sandwich": (*SCHEDULED, *SPOS_ONLY),
+            "spos": (*SCHEDULED, "samples"),
+        }
+        names = idle.get(self.method, SPOS_ONLY if self.grows else (*NETAUG_ONLY, *SPOS_ONLY))
+        if self.max_config is not None:  # which says how far
+            names = (*names, "factor", "diversity")
         fresh = {field.name: field.default for field in dataclasses.fields(self)}
         return [name for name in dict.fromkeys(names) if getattr(self, name) != fresh.get(name)]
 

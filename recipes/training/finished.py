@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import netaugfx
-from recipes.data import Data, load_data, split
+from recipes.data import Data, check_classes, load_data, split
 from recipes.errors import RunError
 from recipes.training.checkpoint import check_weights
 from recipes.training.config import TrainConfig
@@ -61,6 +61,9 @@ def data_of(run: KeptRun, spec: str | None = None, *, download: bool = False) ->
     """The run's data, without what it held out, or those of `spec` read for its model."""
     shape = {name: run.described[name] for name in ("num_classes", "channels", "image_size")}
     data = load_data(spec or run.config.data, **shape, download=download)
+    check_classes(
+        run.described.get("classes"), data.classes, str(run.path), spec or run.config.data
+    )
     return data if spec else split(data, run.config.hold_out)[0]
 
 
@@ -136,6 +139,8 @@ def wide_of(run: KeptRun) -> netaugfx.WideModel:
     """
     plan, checkpoint = run.path / "plan.json", run.path / "checkpoint.safetensors"
     if not plan.is_file():
+        if run.config.grows:
+            raise RunError(f"{plan} is missing: the widths that {run.path} grew are not known.")
         raise RunError(f"{run.path} grew no widths: only --config base is possible.")
     if not checkpoint.is_file():
         raise RunError(f"{run.path} has no checkpoint yet.")

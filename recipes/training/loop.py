@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from recipes.data import load_data, split
 from recipes.errors import LossError, RunError
 from recipes.evaluation import batches, evaluate
 from recipes.netaug import NetAugTask
+from recipes.objectives import KINDS
 from recipes.training.checkpoint import save_weights, write_json
 from recipes.training.config import TrainConfig
 from recipes.training.growth import alpha_at, kinds_at, refresh_norms, sort_channels, sorts_at
@@ -158,7 +160,7 @@ def train_epoch(run: Run, done: Done) -> None:
                 step = run.updates(epoch, done.batches)
                 losses = {name: result[name].item() for name in result if name.endswith("loss")}
                 if not math.isfinite(losses["loss"]):
-                    raise _loss_error("loss", losses["loss"], step, run.directory)
+                    raise _loss_error("loss", losses, step, run.directory)
                 if accelerator.sync_gradients and config.clip_grad is not None:
                     accelerator.clip_grad_norm_(run.model.parameters(), config.clip_grad)
                 run.optimizer.step()
@@ -209,7 +211,7 @@ def finish_epoch(run: Run, done: Done) -> None:
     reached = evaluate(run.network, run.loaders[1], accelerator)
     step = run.updates(done.epochs + 1)
     if not math.isfinite(reached["loss"]):
-        raise _loss_error("validation loss", reached["loss"], step, run.directory)
+        raise _loss_error("validation loss", reached, step, run.directory)
     line = {"epoch": done.epochs + 1, "step": step, "lr": done.lr}
     line |= {f"train_{name}": totals[i] / totals[-1] for i, name in enumerate(names)}
     line |= {f"val_{name}": value for name, value in reached.items()}
@@ -277,9 +279,14 @@ def finish(run: Run, history: list[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _loss_error(which: str, value: float, step: int, directory: RunDirectory) -> LossError:
+def _loss_error(
+    which: str, losses: Mapping[str, float], step: int, directory: RunDirectory
+) -> LossError:
+    terms = [name.removesuffix("_loss") for name in losses if name.removesuffix("_loss") in KINDS]
+    broken = [name for name in terms if not math.isfinite(losses[f"{name}_loss"])]
+    lighter = f", or a lower --objective-weight of {', '.join(broken or terms)}" if terms else ""
     kept = f" The last good checkpoint stays: {directory.checkpoint}."
     return LossError(
-        f"The {which} is {value} at step {step}. Try a lower --lr."
+        f"The {which} is {losses['loss']} at step {step}. Try a lower --lr{lighter}."
         + (kept if directory.checkpoint.exists() else "")
     )

@@ -26,7 +26,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from recipes.errors import RunError
-from recipes.training.checkpoint import write_atomically, write_json
+from recipes.training.checkpoint import read_json, write_atomically, write_json
 
 
 class RunDirectory:
@@ -74,12 +74,7 @@ class RunDirectory:
 
     def held(self) -> dict[str, Any]:
         """The content of config.json."""
-        try:
-            return json.loads(self.config.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise RunError(
-                f"{self.config} does not read as JSON ({error}). Choose another --out."
-            ) from error
+        return read_json(self.config)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -122,9 +117,7 @@ class RunDirectory:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The metrics of the epochs so far."""
-        if not self.metrics.exists():
-            return []
-        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+        return read_json(self.metrics) if self.metrics.exists() else []
 
 
 def environment() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from timm.task import TrainingTask
 from torch import Tensor, nn
 
 from recipes.augment import normalisation
-from recipes.data import Data
+from recipes.data import Data, check_classes
 from recipes.distill import DistillTask
 from recipes.errors import DistillError
 from recipes.models import build_model, check_logits
@@ -136,11 +136,26 @@ def load_network(
     """
     path = Path(spec)
     if (path / "config.json").is_file() or (path.is_dir() and not weights):
-        return base_of(open_run(path)), str(path)
+        idle = [
+            option
+            for option, given in {
+                "--teacher-weights": weights,
+                "--teacher-pretrained": pretrained,
+                "--teacher-arg": model_args,
+            }.items()
+            if given
+        ]
+        if idle:
+            raise DistillError(
+                f"The teacher {spec} is a run, which knows its model and weights: leave out {', '.join(idle)}."
+            )
+        run = open_run(path)
+        check_classes(run.described.get("classes"), data.classes, f"The teacher {spec}", "the data")
+        return base_of(run), str(path)
     if not weights and not pretrained:
         raise DistillError(
-            f"The teacher {spec!r} is no finished run, and a model's name alone is untrained: add "
-            "--teacher-weights FILE or --teacher-pretrained."
+            f"The teacher {spec!r} is no directory of a run here. If it is a model's name: that alone is untrained, so "
+            "add --teacher-weights FILE or --teacher-pretrained."
         )
     model = build_model(
         spec,

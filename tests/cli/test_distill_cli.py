@@ -41,7 +41,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images, networks and a trained teacher, in a directory that tests only read."""
     folder = tmp_path_factory.mktemp("place")
     make_folder(folder / "images")
-    make_folder(folder / "other", classes=("a", "b", "c", "d"))
+    make_folder(folder / "other", classes=("cat", "dog", "emu", "fox"))
+    make_folder(folder / "renamed", classes=("ant", "cat", "dog"))
     (folder / "net.py").write_text(NET)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -233,7 +234,7 @@ def test_a_teacher_that_changed_is_another_run(
         (("--augment", "cutmx"), r"There is no augmentation 'cutmx'\. Near: cutmix.*"),
         (("--objective", "rkd", "--augment", "cutmix"), "Images of cutmix .* add kd .*"),
         (("--teacher", "images"), "images holds no run: there is no images/config.json.*"),
-        (("--teacher", "resnet18"), "The teacher 'resnet18' is no finished run, .* untrained.*"),
+        (("--teacher", "resnet18"), "The teacher 'resnet18' is no directory of a run here.* untrained.*"),
         ((*NAMED, "teacher/base.safetensors"), ".* is a checkpoint of another model: .*"),
         ((*NAMED, "nowhere"), "nowhere is no safetensors file.*"),
         (("--teacher", "sampled"), "A sampled subnet teaches within NetAug.*"),
@@ -242,6 +243,12 @@ def test_a_teacher_that_changed_is_another_run(
         (("--features", "0"), "--features expects STUDENT=TEACHER, got '0'.*"),
         (("--objective-weight", "kd=x"), "--objective-weight expects a number.*"),
         (("--objective-weight", "rkd=1"), "A weight came for 'rkd'.*"),
+        (("--data", "folder:renamed"), "The teacher teacher learnt other classes .* label 0 is 'cat', there 'ant'.*"),
+        (("--features", "0=0"), r"Features came \(0=0\), and kd compares none.*"),
+        (("--objective", "attention", "--features", "0=5"), "attention compares where .* one pixel .*"),
+        (("--no-detach",), "--no-detach would have no effect with the teacher 'teacher'.*"),
+        (("--teacher", "widest", "--method", "netaug", "--teacher-cache", "3"), "--teacher-cache would .*"),
+        (("--teacher-arg", "width=8"), "The teacher teacher is a run, .*leave out --teacher-arg.*"),
         (("--temperature", "0"), "The temperature must be above 0.*"),
     ],
     ids=lambda each: " ".join(each) if isinstance(each, tuple) else "",
@@ -257,6 +264,7 @@ def test_bad_input_of_train(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     out = tmp_path / "run"
     fails(capsys, train(out, "--method", "kd"), "--method kd needs a teacher: give --teacher .*")
     fails(capsys, train(out, "--objective", "kd"), "--objective needs a teacher.*")
+    fails(capsys, train(out, "--temperature", "7"), "--temperature needs a teacher.*")
     taught = ("--method", "sandwich", "--teacher", "teacher")
     fails(capsys, train(out, *taught), "In the sandwich rule the widest subnet teaches.*")
     code = train(out, "--teacher", "teacher", "--objective", "attention", model="net.py:linear")

@@ -71,6 +71,11 @@ def test_bad_input_of_search(capsys: pytest.CaptureFixture[str]) -> None:
     assert search(*hold) == 0
     capsys.readouterr()
     fails(capsys, search(*hold, "--seed", "1"), ".*its seed are 0 there and 1 here.*")
+    fails(capsys, search("--hold-out", "0.35"), ".*its held_out are .* there and .* here.*")
+    code = search(*hold, "--epochs", "3", "--lr", "1")
+    fails(capsys, code, "--epochs, --lr would have no effect with --score subnet.*")
+    code = train("--method", "spos", "--alpha", "0.5", "--out", "other")
+    fails(capsys, code, "--alpha would have no effect with --method spos.*")
     Path("text.db").write_text("text")
     fails(capsys, search(*hold, "--storage", "text.db"), "text.db cannot be used as a study file.*")
     for content, message in {

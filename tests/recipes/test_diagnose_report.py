@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from shutil import copytree
 
 import numpy
 import pytest
@@ -151,12 +152,34 @@ def test_the_page_needs_nothing_else(
     for name in ("small", "large", "netaug"):
         result = json.loads((runs / name / "result.json").read_text())
         at = found.cells.index(name)
-        assert found.cells[at + 1] == f"{result['top1']:.2f}"
-        assert found.cells[at + 5] == f"{result['parameters']:,}"
+        assert found.cells[at + 1] == ("netaug" if name == "netaug" else "baseline")
+        assert found.cells[at + 2] == f"{result['top1']:.2f}"
+        assert found.cells[at + 6] == f"{result['parameters']:,}"
     assert found.tags.count("svg") == 2  # the curves, and the widths of NetAug
     assert "widths</summary>" in text
     assert '"netaugfx:tiny_mobilenet"' in " ".join(found.cells)
     assert str(RunDirectory(runs / "small").held()["config"]["epochs"]) in found.cells
+
+
+def test_damaged_and_missing_files(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "netaug"
+    copytree(runs / "netaug", run)
+    page = tmp_path / "page.html"
+    (run / "plan.json").unlink()
+    assert cli.main(["report", str(run), "--out", str(page)]) == 0
+    assert "plan.json is missing" in page.read_text()
+    assert cli.main(["evaluate", str(run), "--config", "widest"]) == 2
+    assert re.search(r"plan\.json is missing: the widths", capsys.readouterr().err)
+    for name in ("metrics.jsonl", "result.json", "environment.json", "config.json"):
+        before = (run / name).read_text()
+        (run / name).write_text(before + "{bad")
+        assert cli.main(["report", str(run), "--out", str(page)]) == 2
+        error = capsys.readouterr().err
+        assert f"{name} does not read as JSON" in error, error
+        assert "Traceback" not in error
+        (run / name).write_text(before)
 
 
 def test_a_page_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -399,16 +399,17 @@ def test_a_study_goes_on_as_if_it_had_never_stopped(method: str, tmp_path: Path)
     assert held.trials[0].params == dict(configs[0])
 
 
+def marked(mark: Path, config: Config) -> float:
+    with open(mark, "a") as marks:
+        marks.write(".")
+    time.sleep(0.02)
+    return float(sum(config.values()))
+
+
 def share(file: Path, mark: Path) -> None:
     """A process that evaluates what is left of forty candidates, and marks each."""
     torch.set_num_threads(1)
-
-    def score(config: Config) -> float:
-        with open(mark, "a") as marks:
-            marks.write(".")
-        time.sleep(0.02)
-        return float(sum(config.values()))
-
+    score = partial(marked, mark)
     search(widened(diversity=4), score, trials=40, population=8, storage=file)
 
 
@@ -438,7 +439,7 @@ def test_processes_share_a_study_and_one_that_is_killed_is_missed_by_none(tmp_pa
     assert min(evaluated("one"), evaluated("two")) > 0
     # the candidate under way at the kill is lost, and two may finish the last one at once
     assert 40 <= done + evaluated("one") + evaluated("two") <= 42
-    found = search(widened(diversity=4), float, trials=40, population=8, storage=file)
+    found = search(widened(diversity=4), marked, trials=40, population=8, storage=file)
     assert 40 <= len(found.candidates) <= 41
     assert not found.failed
 
@@ -465,8 +466,9 @@ def test_a_candidate_that_fails_is_marked_and_the_study_goes_on(tmp_path: Path) 
         "SearchError: its score is nan": 4,
         "RuntimeError: out of memory": 4,
     }
-    assert [number for number, _ in told] == list(range(1, 13))
-    assert sum(isinstance(each, Candidate) for _, each in told) == 4
+    assert [number for number, _, _ in told] == list(range(1, 13))
+    assert sum(isinstance(each, Candidate) for _, each, _ in told) == 4
+    assert [best for _, _, best in told] == [None] * 3 + [1.0] * 9
     states = Counter(trial.state.name for trial in found.study.trials)
     assert states == {"COMPLETE": 4, "FAIL": 8}
 
@@ -478,14 +480,55 @@ def test_where_every_candidate_fails_the_search_says_why() -> None:
         search(widened(), lambda _: math.nan, trials=3)
 
 
+def test_another_score_or_other_images_are_another_search(tmp_path: Path) -> None:
+    wide, file = widened(), tmp_path / "s.db"
+
+    def constant(value: float) -> Any:
+        def score(_: Config) -> float:
+            return value
+
+        return score
+
+    search(wide, constant(1.0), trials=2, storage=file)
+    search(wide, constant(1.0), trials=3, storage=file)  # the same code goes on
+    with pytest.raises(
+        SearchError, match=r"another search.*its score are .*or from Python another name"
+    ):
+        search(wide, lambda _: 2.0, trials=3, storage=file)
+    search(wide, lambda _: 2.0, trials=3, storage=file, name="mine")
+    images, labels = torch.rand(4, 2, 8, 8), torch.zeros(4, dtype=torch.long)
+    settings = {"trials": 2, "storage": file, "name": "named", "recalibrate": 0}
+    search(wide, "subnet", images=Images(((images, labels),), ((images, labels),)), **settings)
+    for others in ((images + 1, labels), (images, labels + 1), (images[:3], labels[:3])):
+        with pytest.raises(SearchError, match="its held_out are"):
+            search(wide, "subnet", images=Images(((images, labels),), (others,)), **settings)
+
+
+def test_what_is_no_search(tmp_path: Path) -> None:
+    wide = widened()
+    with pytest.raises(SearchError, match="needs a WideModel, got TinyMobileNet"):
+        search(tiny_mobilenet(), lambda _: 1.0)  # type: ignore[arg-type]
+    with pytest.raises(SearchError, match=r"evaluate is a function .*; 5 came"):
+        search(wide, 5)  # type: ignore[arg-type]
+    with pytest.raises(SearchError, match=r"images is a recipes.spos.Images, got list"):
+        search(wide, "subnet", images=[])  # type: ignore[arg-type]
+    with pytest.raises(SearchError, match=r"whole numbers.*'5'"):
+        search(wide, lambda _: 1.0, trials="5")  # type: ignore[arg-type]
+
+
 def test_a_stop_by_hand_is_no_failed_candidate(tmp_path: Path) -> None:
-    def stopped(_: Config) -> float:
-        raise KeyboardInterrupt
+    stopped = []
+
+    def score(_: Config) -> float:
+        if not stopped:
+            stopped.append(True)
+            raise KeyboardInterrupt
+        return 1.0
 
     wide, file = widened(), tmp_path / "s.db"
     with pytest.raises(KeyboardInterrupt):
-        search(wide, stopped, trials=5, storage=file)
-    found = search(wide, lambda _: 1.0, trials=5, storage=file)
+        search(wide, score, trials=5, storage=file)
+    found = search(wide, score, trials=5, storage=file)
     assert len(found.candidates) == 5
     assert not found.failed
 
