@@ -20,7 +20,7 @@ from recipes.errors import DistillError
 from recipes.evaluation import batches
 from recipes.models import check_logits, parse_model_args
 from recipes.schemes import SCHEMES, build_scheme, interval_of, stddev_of, teacher_means
-from recipes.training.checkpoint import write_json
+from recipes.training.checkpoint import make_directory, write_json
 from recipes.training.finished import base_of, data_of, open_run
 from recipes.training.teaching import load_network
 
@@ -105,7 +105,7 @@ def rank(
         rows.append({"scheme": scheme.name, "stddev": stddev_of(means), "interval": [low, high]})
         console.print(f"{scheme.name}: {rows[-1]['stddev']:.3g}", highlight=False)
     rows.sort(key=lambda row: row["stddev"])
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory(out)
     settings = {"teacher": name, "K": samples, "repeats": repeats, "seed": seed}
     write_json(out / "augmentations.json", settings | {"schemes": rows})
     draw(rows, out / "augmentations.png", f"{name}, K = {samples}, {repeats} repeats")

@@ -19,7 +19,7 @@ from recipes.errors import RunError
 from recipes.evaluation import batches
 from recipes.metrics import check_ks, draw_confusion, measure, readable
 from recipes.spos.result import read_sizes
-from recipes.training.checkpoint import write_json
+from recipes.training.checkpoint import make_directory, write_json
 from recipes.training.finished import KeptRun, base_of, data_of, open_run, wide_of
 
 WHOSE = ("run", "which", "config", "recalibrated")  # of a report, what is no measure
@@ -63,6 +63,7 @@ def evaluate_run(
     images = data_of(run, data, download=download)
     ks = ks or [k for k in (1, 5) if k <= images.num_classes]
     check_ks(ks, images.num_classes)
+    out = make_directory(out or path)
     some, validation, _ = build_loaders(images, batch_size, run.config.seed, workers)
     calibrated = 0
     if grown is not None and recalibrate:
@@ -77,10 +78,8 @@ def evaluate_run(
         "recalibrated": calibrated,
     } | report
     name = which if which in ("base", "widest") else Path(which).stem
-    out = out or path
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / f"evaluation-{name}.json", report)
-    classes = getattr(images.validation, "classes", ())
+    classes = images.classes or ()
     draw_confusion(matrix, out / f"confusion-{name}.png", f"{path.name}, {name}", classes)
     _print(report, out, name, as_json, console or Console())
     return report

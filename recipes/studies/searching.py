@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from recipes.augment import PlainImages, build_loaders, build_transforms
 from recipes.spos import Candidate, Images, Result, search
-from recipes.training.checkpoint import write_json
+from recipes.training.checkpoint import make_directory, write_json
 from recipes.training.finished import KeptRun, held_out_of, open_run, wide_of
 
 STUDIES = "studies.db"
@@ -70,8 +70,7 @@ def search_run(
     images = kept_images(
         run, device, hold_out, batches, batch_size, workers=workers, download=download
     )
-    out = out or path / "search"
-    out.mkdir(parents=True, exist_ok=True)
+    out = make_directory(out or path / "search")
     smoothing = run.config.smoothing
     settings = {
         "subnet": {"recalibrate": batches},

@@ -48,6 +48,23 @@ def write_atomically(path: Path, content: bytes) -> None:
         ) from error
 
 
+def make_directory(path: Path) -> Path:
+    """Make a directory for what is going to be written.
+
+    Raises:
+        RunError: it cannot be made, or not be written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"Cannot write in {path}: {error.strerror}. Choose another --out."
+        ) from error
+    if not os.access(path, os.W_OK):
+        raise RunError(f"Cannot write in {path}: it may not be written to. Choose another --out.")
+    return path
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file; of a .jsonl file, a list of its lines.
 

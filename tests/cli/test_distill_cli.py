@@ -345,6 +345,9 @@ def test_bad_input_of_evaluate(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     fails(capsys, evaluate("images", *out), "images holds no run: there is no images/config.json.*")
     fails(capsys, evaluate("teacher", "--config", "widest", *out), "teacher grew no widths.*")
     fails(capsys, evaluate("wide", "--config", "none.json", *out), ".*there is no file.*")
+    fails(
+        capsys, evaluate("wide", "--out", "net.py/x"), "Cannot write in net.py/x: Not a directory.*"
+    )
     message = r"k counts classes, from 1 to the 3 there are; got \[20\]\."
     fails(capsys, evaluate("wide", "--k", "20", *out), message)
     file = tmp_path / "sizes.json"
