@@ -2,12 +2,14 @@
 
     pip install torch-pruning
     OMP_NUM_THREADS=1 python benchmarks/plan.py [--models NAME ...] [--rounds 3] [--write NAME]
+    OMP_NUM_THREADS=1 python benchmarks/plan.py --depths 1 3 10 30 100 250 500 [--picture FILE.png]
 
 Seconds, the median of the rounds, in one process, in turn:
   trace     trace the eval graph                       infer     graph -> plan
   rewrite   graph and plan -> graph of every config    plan      netaugfx.plan: train and eval graphs, jointly
   widen     netaugfx.widen without verification        verify    netaugfx.verify on it
   others    Torch-Pruning's DependencyGraph().build_dependency and all of get_all_groups
+With --depths, of chains of so many inverted residual blocks instead: how `plan` grows with the number of nodes.
 """
 
 from __future__ import annotations
@@ -65,6 +67,61 @@ def measure(name: str, side: int, rounds: int) -> tuple[int, dict[str, float | N
     return len(traced.graph.nodes), medians
 
 
+class Block(torch.nn.Module):
+    """An inverted residual: 9 nodes in the graph of either mode."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        inner = 2 * channels
+        self.layers = torch.nn.Sequential(
+            torch.nn.Conv2d(channels, inner, 1, bias=False),
+            torch.nn.BatchNorm2d(inner),
+            torch.nn.ReLU(),
+            torch.nn.Conv2d(inner, inner, 3, padding=1, groups=inner, bias=False),
+            torch.nn.BatchNorm2d(inner),
+            torch.nn.ReLU(),
+            torch.nn.Conv2d(inner, channels, 1, bias=False),
+            torch.nn.BatchNorm2d(channels),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.layers(x)
+
+
+def against_nodes(depths: list[int], rounds: int) -> list[tuple[int, float]]:
+    """Return the number of nodes of both graphs, and the median seconds of `plan`, for each depth."""
+    found = []
+    x = torch.randn(2, 3, 8, 8)
+    for depth in depths:
+        blocks = [Block(8) for _ in range(depth)]
+        ends = torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 3)
+        model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), *blocks, *ends)
+        nodes = sum(
+            len(trace(model.train(mode), (x,), is_leaf=is_leaf).graph.nodes)
+            for mode in (True, False)
+        )
+        taken = [seconds(lambda: netaugfx.plan(model, example_inputs=x)) for _ in range(rounds)]  # noqa: B023
+        found.append((nodes, statistics.median(taken)))
+    return found
+
+
+def draw(found: list[tuple[int, float]], file: str) -> None:
+    """Draw seconds against nodes on logarithmic axes, beside a line of slope 1."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    nodes, taken = zip(*found, strict=True)
+    axes.loglog(nodes, taken, "o-", label="plan")
+    axes.loglog(nodes, [taken[-1] * n / nodes[-1] for n in nodes], ":", label="in proportion")
+    axes.set(xlabel="nodes of both graphs", ylabel="seconds")
+    axes.legend()
+    axes.grid(alpha=0.3, which="both")
+    figure.savefig(file, dpi=100)
+
+
 def main() -> None:
     """Print the table, and write it."""
     parser = argparse.ArgumentParser(
@@ -76,8 +133,22 @@ def main() -> None:
     parser.add_argument(
         "--write", metavar="NAME", help="the table's name in docs/results/performance.md"
     )
+    parser.add_argument("--depths", nargs="+", type=int, help="blocks of the chains")
+    parser.add_argument("--picture", metavar="FILE", help="seconds against nodes, with --depths")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    if options.depths:
+        found = against_nodes(options.depths, options.rounds)
+        if options.picture:
+            draw(found, options.picture)
+        rows = [f"| {n:,} | {s:.3f} | {1e3 * s / n:.2f} |" for n, s in found]
+        head = ["| nodes of both graphs | seconds | ms for each node |", "| ---: | ---: | ---: |"]
+        publish(
+            options.write,
+            f"Chains of inverted residual blocks, {options.rounds} rounds;",
+            [*head, *rows],
+        )
+        return
     logging.disable()
     lines = [
         f"| model | nodes | {' | '.join(STAGES[:-1])} | Torch-Pruning | plan / Torch-Pruning |",
