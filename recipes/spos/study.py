@@ -181,6 +181,8 @@ def fingerprint(function: Callable[..., Any]) -> str:
         for constant in code.co_consts:
             if hasattr(constant, "co_code"):
                 waiting.append(constant)
+            elif isinstance(constant, frozenset):  # in another order in every process
+                found.update(repr(sorted(map(repr, constant))).encode())
             else:
                 found.update(repr(constant).encode())
     return f"{name} {found.hexdigest()[:8]}"

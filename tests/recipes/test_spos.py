@@ -7,8 +7,11 @@ import inspect
 import json
 import math
 import multiprocessing
+import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from functools import partial
@@ -502,6 +505,25 @@ def test_another_score_or_other_images_are_another_search(tmp_path: Path) -> Non
     for others in ((images + 1, labels), (images, labels + 1), (images[:3], labels[:3])):
         with pytest.raises(SearchError, match="its held_out are"):
             search(wide, "subnet", images=Images(((images, labels),), (others,)), **settings)
+
+
+def test_the_fingerprint_of_a_score_is_the_same_in_every_process() -> None:
+    source = (
+        "from recipes.spos.study import fingerprint\n"
+        "def score(c): return 1.0 if 'a' in {'a', 'b', 'c', 'd'} else len([x for x in c])\n"
+        "print(fingerprint(score))"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", source],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(said) == 1
 
 
 def test_what_is_no_search(tmp_path: Path) -> None:
