@@ -65,7 +65,7 @@ def test_both_kinds_of_network(runs: Path) -> None:
     assert "--method netaug" in small.advice
     assert large.verdict == "overfits", large
     assert large.advice == ""
-    assert "can be expected to hurt" in large.reasons[-1]
+    assert "NetAug may hurt" in large.reasons[-1]
     assert small.share < 0.25 < 0.5 < large.share
 
 
@@ -78,7 +78,7 @@ def line(val: float, train: float = 50.0, loss: float = 1.0) -> dict[str, float]
     [
         ([line(60), line(60)], 62.0, "underfits", "38.0 % of training .* 40.0 % of validation"),
         ([line(60), line(60)], 75.0, "between", "may help or hurt"),
-        ([line(60), line(60)], 85.0, "overfits", "can be expected to hurt"),
+        ([line(60), line(60)], 85.0, "overfits", "NetAug may hurt"),
         ([line(10), line(12)], 12.0, "untrained", "hardly better than chance"),
         ([line(50), line(60)], 60.0, "underfits", "rose by 10.0 points .* longer training"),
         ([line(60, loss=a / 10) for a in (9, 5, 6, 7, 8)], 80.0, "overfits", "since epoch 2"),
