@@ -131,7 +131,8 @@ def judge(
     else:
         verdict, advice = "overfits", ""
         reasons.append(
-            "Most of its errors are on images that it has not seen: capacity is not what it lacks, and NetAug may hurt. "
+            "Most of its errors are on images that it has not seen: capacity is not what it lacks, "
+            "and NetAug may hurt. "
             "More images, augmentation or regularisation may help."
         )
     return Diagnosis(verdict, train_top1, val, share, rising, tuple(reasons), advice)
