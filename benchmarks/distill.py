@@ -32,10 +32,11 @@ from rich.console import Console
 from scipy import stats
 
 from recipes.schemes import SCHEMES
-from recipes.studies.curves import interval, read_metrics, shown
+from recipes.studies.curves import interval, shown
 from recipes.studies.ranking import rank
 from recipes.training.config import TrainConfig
 from recipes.training.distillation import Distillation
+from recipes.training.rundir import RunDirectory
 
 PARTS = ("order", "stddev", "pick", "student", "combos")
 STUDENT = "netaugfx:tiny_mobilenet"  # 13,154 parameters
@@ -64,7 +65,7 @@ class Evidence:
         config = replace(self.base, seed=seed, **changes)
         directory = self.out / f"{name}-{seed}"
         result = trained(self.options, config, directory, self.console)
-        return result | {"test_loss": read_metrics(directory)[-1]["val_loss"]}
+        return result | {"test_loss": RunDirectory(directory).read_metrics()[-1]["val_loss"]}
 
     def teacher(self, name: str = "teacher", **changes: Any) -> str:
         """The directory of a trained teacher."""
@@ -117,7 +118,7 @@ class Evidence:
             out=self.out / f"{name}-ranking",
             device=torch.device("cpu" if self.options.device == "cpu" else "cuda"),
             workers=self.options.workers,
-            console=Console(file=open("/dev/null", "w")),  # noqa: SIM115
+            console=Console(quiet=True),
         )
         rows = {row["scheme"]: row for row in schemes}
         for scheme in SCHEMES:

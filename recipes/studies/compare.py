@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from recipes.errors import RunError, near
-from recipes.studies.curves import draw_curves, interval, read_metrics, shown
+from recipes.studies.curves import draw_curves, interval, shown
 from recipes.training.checkpoint import read_json, write_json
 from recipes.training.config import TrainConfig
 from recipes.training.loop import train
@@ -130,7 +130,10 @@ def compare(
             )
             outcome = summarise(results)
             write_json(out / "comparison.json", outcome)
-    curves = {arm: [read_metrics(directory_of(out, arm, seed)) for seed in seeds] for arm in arms}
+    curves = {
+        arm: [RunDirectory(directory_of(out, arm, seed)).read_metrics() for seed in seeds]
+        for arm in arms
+    }
     draw_curves(out / "comparison.png", curves)
     print_comparison(outcome, console)
     return outcome

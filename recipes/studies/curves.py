@@ -8,14 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from recipes.training.rundir import RunDirectory
-
 Metrics = Sequence[Mapping[str, Any]]  # of one run, a line for each epoch
-
-
-def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """The metrics of a run so far, an object per epoch."""
-    return RunDirectory(directory).read_metrics()
 
 
 def draw_curves(to: Path | IO[str], runs: Mapping[str, Sequence[Metrics]]) -> None:

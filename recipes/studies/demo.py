@@ -25,10 +25,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 from netaugfx.errors import NetAugFXError
-from recipes.studies.curves import draw_curves, read_metrics
+from recipes.studies.curves import draw_curves
 from recipes.training.checkpoint import write_json
 from recipes.training.config import TrainConfig
 from recipes.training.loop import train
+from recipes.training.rundir import RunDirectory
 
 METHODS = ("baseline", "netaug")
 # Small enough to underfit: its training accuracy, too, stays well below 100 %.
@@ -84,7 +85,7 @@ def run_all(
         }
         while True:
             for each, directory in directories.items():
-                progress.update(bars[each], completed=len(read_metrics(directory)))
+                progress.update(bars[each], completed=len(RunDirectory(directory).read_metrics()))
             failed = next((run for run in runs.values() if run.done() and run.exception()), None)
             if failed is not None:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -160,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "params": results["baseline"][0]["parameters"],
     }
     for method in METHODS:
-        last = [read_metrics(options.out / f"{method}-{seed}")[-1] for seed in seeds]
+        last = [RunDirectory(options.out / f"{method}-{seed}").read_metrics()[-1] for seed in seeds]
         report[method] = {
             "top1": [each["top1"] for each in results[method]],
             "train_top1": [each["train_top1"] for each in last],
@@ -170,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.out / f"netaug-{seeds[0]}" / "base.safetensors", options.out / "base.safetensors"
     )
     runs = {
-        method: [read_metrics(options.out / f"{method}-{seed}") for seed in seeds]
+        method: [RunDirectory(options.out / f"{method}-{seed}").read_metrics() for seed in seeds]
         for method in METHODS
     }
     draw_curves(options.out / "curves.png", runs)

@@ -12,7 +12,7 @@ from typing import Any
 
 import netaugfx
 from recipes.errors import RunError
-from recipes.studies.curves import draw_curves, read_metrics
+from recipes.studies.curves import draw_curves
 from recipes.studies.search_pictures import section
 from recipes.studies.searching import STUDIES
 from recipes.training.checkpoint import read_json
@@ -47,7 +47,7 @@ def report(directories: Sequence[Path]) -> str:
     for run in runs.values():
         if not run.config.exists():
             raise RunError(f"{run.path} holds no run: expected what `netaugfx train --out` wrote.")
-    metrics = {name: read_metrics(run.path) for name, run in runs.items()}
+    metrics = {name: run.read_metrics() for name, run in runs.items()}
     if not any(metrics.values()):
         raise RunError(f"No epoch of {', '.join(map(str, directories))} has ended yet.")
     drawn = StringIO()

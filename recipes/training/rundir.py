@@ -26,7 +26,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from recipes.errors import RunError
-from recipes.training.checkpoint import read_json, write_atomically, write_json
+from recipes.training.checkpoint import make_directory, read_json, write_atomically, write_json
 
 
 class RunDirectory:
@@ -83,8 +83,8 @@ class RunDirectory:
         Raises:
             RunError: another process trains in it, or it cannot be written to.
         """
+        make_directory(self.path)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / ".lock", timeout=0)
             lock.acquire()
         except Timeout as error:

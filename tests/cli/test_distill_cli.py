@@ -260,6 +260,14 @@ def test_bad_input_of_distill(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_loss_that_is_not_finite_names_the_lesson(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    options = ("--objective", "kd,fitnet", "--objective-weight", "fitnet=1e38", "--lr", "1e10")
+    code = distill(tmp_path / "run", *options, "--epochs", "3")
+    fails(capsys, code, r"The loss is .* --lr, or a lower --objective-weight of .*(kd|fitnet).*")
+
+
 def test_bad_input_of_train(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = tmp_path / "run"
     fails(capsys, train(out, "--method", "kd"), "--method kd needs a teacher: give --teacher .*")

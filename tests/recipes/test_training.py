@@ -22,6 +22,7 @@ from recipes.models import build_model
 from recipes.training import checkpoint
 from recipes.training import run as runs
 from recipes.training.config import TrainConfig
+from recipes.training.ingredients import fresh_model, laid_out
 from recipes.training.loop import train
 from tests.recipes.images import make_folder
 
@@ -140,6 +141,16 @@ def test_base_safetensors_is_what_the_run_reports(config: TrainConfig, tmp_path:
     ]
     assert result["top1"] == metrics[-1]["val_top1"] == 100 * sum(hits) / len(hits)
     assert result == json.loads((tmp_path / "run" / "result.json").read_text())
+
+
+def test_channels_last_is_a_layout_of_weights(files: Path) -> None:
+    config = replace(small_config(files, "netaug"), channels_last=True)
+    data = load_data(config.data)
+    for asked in (True, False):
+        model = laid_out(fresh_model(config, data), replace(config, channels_last=asked))
+        weights = [p for p in model.parameters() if p.dim() == 4 and min(p.shape[1:3]) > 1]
+        assert weights
+        assert all(p.is_contiguous(memory_format=torch.channels_last) == asked for p in weights)
 
 
 def test_alpha_zero_is_the_baseline(files: Path, tmp_path: Path) -> None:
