@@ -35,8 +35,8 @@ import torch
 import torchvision
 
 import netaugfx
+from netaugfx.infer import OUTPUT
 from netaugfx.parts import WideParts
-from netaugfx.solve import OUTPUT
 from netaugfx.widen import probe
 
 SIDES = (32, 64, 96, 128, 224)

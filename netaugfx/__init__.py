@@ -15,9 +15,8 @@ from .errors import (
     VerifyError,
 )
 from .model import WideModel
-from .picture import picture
 from .plan import Config, Layer, Plan, Width
-from .report import describe, to_networkx
+from .report import describe, picture, to_networkx
 from .rules import register_rule
 from .verify import verify
 from .widen import plan, widen

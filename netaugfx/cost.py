@@ -24,8 +24,8 @@ from torch.utils.flop_counter import flop_registry
 from .axes import Axis, size, widths_of
 from .plan import Plan
 from .rewrite import Bound, Program, count, tensor
-from .rules.norm import subnet_batch_norm
-from .trace.meta import META
+from .rules import subnet_batch_norm
+from .trace import META
 
 PROBES = (
     3  # runs at arbitrary sizes; each rules out a wrong product but for a chance of 1 in thousands

@@ -12,20 +12,16 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.utils._pytree import tree_map
 
-from .blocks import Rooms, own_seed
-from .calibrate import BatchStatistics
 from .checks import check_state, shape_of
 from .cost import Cost, cost, counted
 from .errors import ConfigError, InputError, PlanError
 from .infer import infer
-from .permute import permute
 from .plan import KINDS, Config, Plan, Width
-from .rewrite import Bound, Program, rewrite
+from .rewrite import BatchStatistics, Bound, Program, rewrite
 from .rules import is_leaf
 from .sampling import Draw, Within, checked, choose, pool_of, uniform
-from .sources import Sources
-from .trace import Inputs, Traced, trace
-from .trace.meta import meta_copy
+from .storage import Rooms, Sources, own_seed, permute
+from .trace import Inputs, Traced, meta_copy, trace
 
 BOUND_CONFIGS = (
     64  # how many configs keep their layouts, beside those that some `wide.at(config)` holds

@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .axes import Axis
-from .blocks import Rooms
 from .checks import check_state
 from .cost import Cost, Term
 from .errors import ConfigError, NetAugFXError, TraceError
+from .infer import OUTPUT
 from .model import WideModel
-from .permute import checked
 from .plan import Config, Layer, Plan
-from .solve import OUTPUT
+from .storage import Rooms, checked
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 

@@ -14,15 +14,14 @@ from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .axes import size
-from .blocks import Rooms, create, form, initial, own_seed
 from .checks import seed_of
 from .errors import NetAugFXError, PinnedError, PlanError, TraceError, VerifyError
-from .infer import infer
+from .infer import OUTPUT, infer
 from .model import WideModel, arguments
 from .parts import Example, WideParts, calls_of, join, part_of
 from .plan import Amount, Plan, with_choices
 from .rules import is_leaf, resize
-from .solve import OUTPUT
+from .storage import Rooms, create, form, initial, own_seed
 from .trace import Remembered, Traced, trace
 from .verify import culprits
 from .verify import verify as check

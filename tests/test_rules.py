@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 
 import netaugfx
-from netaugfx.solve import OUTPUT
+from netaugfx.infer import OUTPUT
 from netaugfx.testing import check_rule
 
 X, Y, ROW = torch.randn(2, 6, 4, 4), torch.randn(2, 6, 4, 4), torch.randn(2, 6)

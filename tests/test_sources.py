@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 import netaugfx
-from netaugfx.blocks import assemble, assembly, form
 from netaugfx.rewrite import nothing
-from netaugfx.sources import Layout, Sources
+from netaugfx.storage import Layout, Sources, assemble, assembly, form
 from tests.networks import CASES, Case
 from tests.real import timm_model
 

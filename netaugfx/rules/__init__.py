@@ -11,10 +11,12 @@ from . import (
     reduction,
     views,
 )
+from .norm import BATCH_NORM, INSTANCE_NORM, SUBNET_FORMS, subnet_batch_norm, subnet_instance_norm
 from .op import Call, NoRule, Op, Path, Ref, Typed
 from .registry import is_leaf, layer_of, register_rule, resize, rule_of
 
 __all__ = [
-    "Call", "NoRule", "Op", "Path", "Ref", "Typed", "contraction", "elementwise", "indexing", "is_leaf", "layer_of",
-    "movement", "norm", "pooling", "products", "reduction", "register_rule", "resize", "rule_of", "views",
+    "BATCH_NORM", "INSTANCE_NORM", "SUBNET_FORMS", "Call", "NoRule", "Op", "Path", "Ref", "Typed", "contraction",
+    "elementwise", "indexing", "is_leaf", "layer_of", "movement", "norm", "pooling", "products", "reduction",
+    "register_rule", "resize", "rule_of", "subnet_batch_norm", "subnet_instance_norm", "views",
 ]  # fmt: skip

@@ -1,7 +1,10 @@
 """Module + inputs -> graph with a value at every node: meta copies, proxies that carry values, the tracer."""
 
-from .meta import Remembered, is_plain
+from .meta import META, Remembered, compute, is_plain, meta_copy, substitute
 from .proxy import Guard
 from .tracer import Inputs, Traced, is_torch_leaf, trace
 
-__all__ = ["Guard", "Inputs", "Remembered", "Traced", "is_plain", "is_torch_leaf", "trace"]
+__all__ = [
+    "META", "Guard", "Inputs", "Remembered", "Traced", "compute", "is_plain", "is_torch_leaf", "meta_copy",
+    "substitute", "trace",
+]  # fmt: skip

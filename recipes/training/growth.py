@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 import netaugfx
-from netaugfx.permute import read_magnitudes
 from netaugfx.plan import Config, Plan
+from netaugfx.storage import read_magnitudes
 from recipes.netaug import Sampler, sample_uniformly
 from recipes.training.config import TrainConfig
 

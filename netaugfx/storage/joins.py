@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .axes import Extent
+from ..axes import Extent
 from .blocks import Assembly, Form, assemble
 
 # the sizes that an axis is split into, and which of them are kept; no flags: all of them

@@ -10,10 +10,10 @@ from html import escape
 from math import ceil, sqrt
 from textwrap import wrap
 
+from ..model import WideModel
+from ..plan import Plan
+from .description import to_networkx
 from .layout import BOX, MAIN, MARGIN, SIDE, Sheet, arcs, lay_out
-from .model import WideModel
-from .plan import Plan
-from .report import to_networkx
 
 # Pixels. Text is 10 pixels high in a monospaced font, so its length is known.
 CHAR, TAG = 6, 28  # of one character, and of the number at a box's left

@@ -12,18 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .axes import size
-from .errors import ExtractError, NetAugFXError
-from .infer import infer
-from .model import WideModel
-from .parts import WideParts, share
-from .plan import Config, Plan
-from .rewrite import Program, contract, replace_argument, rewrite
-from .rules import is_leaf, layer_of, resize
-from .rules.norm import BATCH_NORM
-from .solve import where
-from .trace import trace
-from .trace.meta import compute, substitute
+from ..axes import size
+from ..errors import ExtractError, NetAugFXError
+from ..infer import infer, where
+from ..model import WideModel
+from ..parts import WideParts, share
+from ..plan import Config, Plan
+from ..rewrite import Program, contract, replace_argument, rewrite
+from ..rules import BATCH_NORM, is_leaf, layer_of, resize
+from ..trace import compute, substitute, trace
 from .whole import keep_whole
 
 HOOKS = (

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .axes import Axis, Extent, extent, size, widths_of
-from .plan import Plan
+from ..axes import Axis, Extent, extent, size, widths_of
+from ..plan import Plan
 
 
 @dataclass(frozen=True)

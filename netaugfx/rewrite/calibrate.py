@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from .rewrite import Bound, Program, tensor
-from .rules.norm import BATCH_NORM, INSTANCE_NORM, subnet_batch_norm, subnet_instance_norm
+from ..rules import BATCH_NORM, INSTANCE_NORM, subnet_batch_norm, subnet_instance_norm
+from .program import Bound, Program, tensor
 
 # what stands in a subnet -> its arguments, the function itself, and what makes it normalise by the batch
 NORMS: dict[Any, tuple[tuple[str, ...], Callable[..., Any] | None, dict[str, bool]]] = {

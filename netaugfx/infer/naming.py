@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from .axes import ONE_FACTOR, Axis, OpenAxis, Var, resolve, variables
-from .rules import Call, Path
+from ..axes import ONE_FACTOR, Axis, OpenAxis, Var, resolve, variables
+from ..rules import Call, Path
 from .solve import OUTPUT, Solver, Typing
 
 FEW = 16  # segments; a pinned axis of more of them is listed as one

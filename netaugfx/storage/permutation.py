@@ -14,10 +14,10 @@ from operator import index
 import torch
 from torch import Tensor, nn
 
-from .axes import Axis, Extent, extent, size
+from ..axes import Axis, Extent, extent, size
+from ..errors import ConfigError
+from ..plan import Config, Plan
 from .blocks import Form, Rooms, assemble, assembly, create, form
-from .errors import ConfigError
-from .plan import Config, Plan
 
 Orders = Mapping[str, Sequence[int]]
 

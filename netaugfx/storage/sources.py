@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .axes import Axis, extent
+from ..axes import Axis, extent
+from ..plan import Config, Plan
 from .blocks import Assembly, Rooms, assemble, form
 from .joins import Join, Place, joined
-from .plan import Config, Plan
 
 Source = Callable[[], Tensor | None]
 

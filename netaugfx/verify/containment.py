@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .axes import Axis, Extent, extent, widths_of
-from .plan import Config, Plan
-from .rewrite import Bound, Program
+from ..axes import Axis, Extent, extent, widths_of
+from ..plan import Config, Plan
+from ..rewrite import Bound, Program
 
 DROPOUT = {
     F.dropout,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import networkx as nx
 
-from .errors import PlanError
-from .model import WideModel
-from .plan import Plan
+from ..errors import PlanError
+from ..model import WideModel
+from ..plan import Plan
 
 
 def describe(wide_or_plan: WideModel | Plan) -> str:

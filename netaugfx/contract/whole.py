@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor, fx, nn
 
-from .rewrite import Program
+from ..rewrite import Program
 
 
 def keep_whole(

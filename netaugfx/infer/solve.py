@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .axes import (
+from ..axes import (
     Axis,
     OpenAxis,
     Var,
@@ -26,11 +26,11 @@ from .axes import (
     resolve,
     variables,
 )
-from .errors import GuardError, PlanError
+from ..errors import GuardError, PlanError
+from ..plan import Plan
+from ..rules import Call, NoRule, Op, Path, Ref, Typed, layer_of, rule_of
+from ..trace import Traced, is_plain
 from .lengths import READS, argument, axes_read, derived, lengths_of
-from .plan import Plan
-from .rules import Call, NoRule, Op, Path, Ref, Typed, layer_of, rule_of
-from .trace import Traced, is_plain
 
 OUTPUT = "it is an output of the network"
 LAYERS_OWN = {"weight", "bias", "in_proj_weight", "in_proj_bias", "running_mean", "running_var"}

@@ -20,13 +20,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from .axes import Axis, size, widths_of
-from .plan import Config, Plan
-from .rules import Call, Path, Ref, layer_of, rule_of
-from .rules.norm import BATCH_NORM, SUBNET_FORMS, subnet_batch_norm
-from .solve import Typing
-from .sources import Group, Source, Sources, eager
-from .trace import Traced
+from ..axes import Axis, size, widths_of
+from ..infer import Typing
+from ..plan import Config, Plan
+from ..rules import BATCH_NORM, SUBNET_FORMS, Call, Path, Ref, layer_of, rule_of, subnet_batch_norm
+from ..storage import Group, Source, Sources, eager
+from ..trace import Traced
 
 _numbers = count_up()
 # A group's gradients wait for its last one, in elements of the largest config: more wait longer, fewer cost more calls.

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from .axes import (
+from ..axes import (
     Var,
     pin,
     resolve,
     variables,
 )
-from .errors import PlanError
+from ..errors import PlanError
+from ..plan import Plan, Width
+from ..trace import Traced
 from .flow import flow
 from .naming import kinds_of, name_axis, name_typing, names_of, share_of, spans_of
-from .plan import Plan, Width
 from .solve import Solver, Typing
-from .trace import Traced
 
 
 def infer(

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .checks import seed_of
+from ..checks import seed_of
+from ..contract import both_modes, extract
+from ..errors import ExtractError, NetAugFXError, VerifyError
+from ..infer import where
+from ..model import WideModel
+from ..plan import Config, Plan
+from ..rewrite import Program
+from ..trace import Inputs
 from .containment import base_part, close, first_spoilt
-from .contract import both_modes, extract
-from .errors import ExtractError, NetAugFXError, VerifyError
-from .model import WideModel
-from .plan import Config, Plan
-from .rewrite import Program
-from .solve import where
-from .trace import Inputs
 
 TOLERANCE = 1e-9  # in float64, relative to the largest entry
 SIDE = 64  # pixels

@@ -1,0 +1,6 @@
+"""Graphs and rules -> Plan: every tensor axis gets a channel type; what may grow is named, what may not says why."""
+
+from .inference import infer
+from .solve import OUTPUT, Typing, where
+
+__all__ = ["OUTPUT", "Typing", "infer", "where"]
