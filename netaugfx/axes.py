@@ -16,9 +16,7 @@ from math import gcd, prod
 from typing import NamedTuple
 
 Factor = int | str
-Segment = tuple[
-    Factor, ...
-]  # factors from the outermost to the innermost; one of them at most is a width
+Segment = tuple[Factor, ...]  # factors from the outermost to the innermost
 Axis = tuple[Segment, ...]
 MAX_SEGMENTS = 256  # beyond this an interleaved axis is pinned instead of spelt out
 ONE_FACTOR = "it multiplies another width, and only one factor of a product can grow"
@@ -84,32 +82,53 @@ def extent(
     full: list[tuple[int, int]] = []
     base_at = new_at = full_at = 0
     for segment in axis:
-        name, outer, inner = _parts(segment)
-        if name is None:
-            b = c = m = inner
+        f = segment[0]
+        if len(segment) == 1 and isinstance(f, str):
+            stretches: Iterable[tuple[bool, int, int, int]] = (
+                (False, base[f], config[f], largest[f]),
+            )
         else:
-            b, c, m = base[name] * inner, config[name] * inner, largest[name] * inner
-        for _ in range(outer):
-            _add(runs, False, base_at, b)
+            stretches = _stretches(segment, base, config, largest)
+        for new, b, c, m in stretches:
+            if not new:
+                _add(runs, False, base_at, b)
             if c > b:
                 _add(runs, True, new_at, c - b)
-            _join(full, full_at, c)
+            if c:
+                _join(full, full_at, c)
             base_at, new_at, full_at = base_at + b, new_at + m - b, full_at + m
     return Extent(tuple(runs), tuple(full), base_at, new_at)
 
 
-def _parts(segment: Segment) -> tuple[str | None, int, int]:
-    """Return the width of `segment` and the products before and behind it; without a width, 1 and the length."""
-    if len(segment) == 1:
-        f = segment[0]
-        return (f, 1, 1) if isinstance(f, str) else (None, 1, f)
-    name, outer, inner = None, 1, 1
-    for f in segment:
-        if isinstance(f, str):
-            name, outer, inner = f, inner, 1
-        else:
-            inner *= f
-    return name, outer, inner
+def _stretches(
+    segment: Segment,
+    base: Mapping[str, int],
+    config: Mapping[str, int],
+    largest: Mapping[str, int],
+    new: bool = False,
+) -> Iterator[tuple[bool, int, int, int]]:
+    """Yield `segment` as stretches that grow at their end: whether all is new, and the three lengths of each."""
+    names = [k for k, f in enumerate(segment) if isinstance(f, str)]
+    inner = prod(f for f in segment[names[-1] + 1 if names else 0 :] if isinstance(f, int))
+    if not names:
+        yield new, 0 if new else inner, inner, inner
+        return
+    name = str(segment[names[0]])
+    b, c, m = base[name], config[name], largest[name]
+    outer = prod(f for f in segment[: names[0]] if isinstance(f, int))
+    if len(names) == 1:
+        b = 0 if new else b
+        for _ in range(outer):
+            yield new, b * inner, c * inner, m * inner
+        return
+    rest = segment[names[0] + 1 :]
+    whole = size((rest,), largest)
+    old = list(_stretches(rest, base, config, largest, new))
+    added = list(_stretches(rest, base, config, largest, True))
+    for _ in range(outer):
+        for k in range(c):
+            yield from added if k >= b else old
+        yield True, 0, 0, (m - c) * whole
 
 
 def _add(runs: list[Run], new: bool, start: int, length: int) -> None:
@@ -335,16 +354,20 @@ def _resolve(segment: OpenSegment) -> list[OpenSegment]:
     return [tuple(done) or (1,)]
 
 
-def choose(axes: Iterable[OpenAxis]) -> None:
+def choose(axes: Iterable[OpenAxis], widths: set[Var]) -> None:
     """Let one factor of every product grow and pin the others.
 
     It is one that grows in another product already, else one that the source does not spell out, else the innermost.
+    Where several are `widths`, channels of layers by themselves, these all grow (a weight computed as one vector).
     """
     grows: set[Var] = set()
     for axis in axes:
         for segment in resolve(axis):
             factors = [f for f in segment if isinstance(f, Var)]
-            if len(factors) > 1:
+            several = [f for f in factors if f in widths and f.reason is None]
+            if len(several) > 1:
+                pin((tuple(f for f in factors if f not in several),), ONE_FACTOR)
+            elif len(factors) > 1:
                 best = max(
                     range(len(factors)),
                     key=lambda i: (

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import flop_registry
 
 from .axes import Axis, size, widths_of
 from .plan import Plan
-from .rewrite import Bound, Program, count, tensor
+from .rewrite import Bound, Program, count, scaled, tensor
 from .rules import subnet_batch_norm
 from .trace import META
 
@@ -119,7 +119,7 @@ def _axes(node: fx.Node, program: Program, plan: Plan) -> Iterator[Axis]:
         origin = n.meta.get("origin")
         if n.target is tensor:
             found: Any = plan.axes.get(program.sites[int(n.args[1])].name)  # type: ignore[arg-type]
-        elif n.target is count:
+        elif n.target in (count, scaled):
             found = (program.sizes[int(n.args[1])],)  # type: ignore[arg-type]
         elif origin is not None:
             found = program.typing.axes.get(origin)
@@ -137,8 +137,12 @@ def _elastic(tree: Any) -> Iterator[Axis]:
     if not isinstance(tree, tuple | list):
         return
     if _is_axis(tree):
-        if any(True for _ in widths_of(tuple(tree))):
-            yield tuple(tree)
+        axis = tuple(tree)
+        names = list(widths_of(axis))
+        if len(names) > 1 == len(axis):  # a product of widths: these multiply, too
+            yield from (((name,),) for name in names)
+        elif names:
+            yield axis
         return
     for part in tree:
         yield from _elastic(part)

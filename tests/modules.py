@@ -615,6 +615,34 @@ class ChannelShuffle(nn.Module):
         return x.view(batch, -1, *space)
 
 
+class ExpertConv(nn.Module):
+    """A convolution whose kernel is mixed from experts, for each sample its own (CondConv, dynamic convolution)."""
+
+    def __init__(
+        self, channels: int, out: int, rank: int, kernel: int, groups: int, flat: bool, bias: bool
+    ) -> None:
+        super().__init__()
+        self.channels, self.out, self.kernel, self.groups = channels, out, kernel, groups
+        self.convolve = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
+        shape = (out, channels // groups, kernel**rank)
+        self.route = nn.Linear(channels, 2)
+        self.weight = nn.Parameter(torch.randn(2, math.prod(shape)) / 3)
+        if not flat:
+            self.weight = nn.Parameter(self.weight.detach().view(2, *shape))
+        self.bias = nn.Parameter(torch.randn(2, out)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, *space = x.shape
+        mixture = torch.sigmoid(self.route(x.flatten(2).mean(2)))
+        weight = torch.matmul(mixture, self.weight.flatten(1))
+        kernel = (self.kernel,) * len(space)
+        weight = weight.view(batch * self.out, self.channels // self.groups, *kernel)
+        bias = None if self.bias is None else torch.matmul(mixture, self.bias).view(-1)
+        x = x.reshape(1, batch * channels, *space)
+        x = self.convolve(x, weight, bias, padding=self.kernel // 2, groups=batch * self.groups)
+        return x.view(batch, self.out, *space)
+
+
 class LiteralSlice(nn.Module):
     """The first n channels, n a number in the code (GhostNet)."""
 

@@ -623,6 +623,28 @@ class GatedHalves(nn.Module):
         return self.head(F.glu(self.conv3(F.gelu(c) * d), dim=1).mean((2, 3)))
 
 
+class ExpertConvs(nn.Module):
+    """Kernels mixed for each sample, kept as vectors and as tensors: dense, grouped and depthwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 1)
+        self.norm = nn.BatchNorm2d(6)
+        self.dense = modules.ExpertConv(6, 4, 2, 3, groups=1, flat=True, bias=True)
+        self.norm2 = nn.BatchNorm2d(4)
+        self.depthwise = modules.ExpertConv(4, 4, 2, 3, groups=4, flat=True, bias=False)
+        self.grouped = modules.ExpertConv(4, 6, 2, 1, groups=2, flat=False, bias=True)
+        self.last = modules.ExpertConv(6, 5, 2, 3, groups=1, flat=False, bias=False)
+        self.norm3 = nn.BatchNorm2d(5)
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.stem(x)))
+        x = F.relu(self.norm2(self.dense(x)))
+        x = F.relu(self.grouped(F.relu(self.depthwise(x))))
+        return self.head(F.relu(self.norm3(self.last(x))).mean((2, 3)))
+
+
 class CutInHalvesAndThirds(nn.Module):
     """Channels of a depthwise multiplier, cut in two parts at one place and in three at another (EdgeNeXt)."""
 
@@ -1020,6 +1042,7 @@ WIDE = (
     Case("gate per group", GatePerGroup, other=11),
     Case("grouped convs", GroupedConvs, other=11, core=False, mixes=True),
     Case("gated halves", GatedHalves, other=11, core=False),
+    Case("expert convs", ExpertConvs, other=11, core=False, mixes=True),
     Case("cut in halves and thirds", CutInHalvesAndThirds, other=11, core=False),
     Case("pixel shuffled", PixelShuffled, other=10, core=False),
     Case("convnext block", ConvNextBlock, other=10, core=False, mixes=True),

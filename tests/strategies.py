@@ -510,6 +510,22 @@ class Grouped(Step):
 
 
 @dataclass(frozen=True, repr=False)
+class Experts(Step):
+    """A convolution whose kernel each sample mixes; depthwise with as many groups as channels."""
+
+    out: int = 1
+    groups: int = 1
+    flat: bool = True
+    bias: bool = False
+
+    def build(self, site: Site) -> Built:
+        groups = site.channels if self.groups > 2 else math.gcd(self.groups, site.channels)
+        out = self.out * groups
+        layer = modules.ExpertConv(site.channels, out, site.rank, 1, groups, self.flat, self.bias)
+        return layer, site.to(out, fresh=True)
+
+
+@dataclass(frozen=True, repr=False)
 class Shuffle(Step):
     groups: int = 2
     how: str = "view"
@@ -718,7 +734,17 @@ class NetworkSpec(Spec):
     @property
     def core(self) -> bool:
         """Inference alone must get it right."""
-        words = ("Grouped", "Shuffle", "Gated", "Split", "Slice", "GroupNorm", "Affine", "Rare")
+        words = (
+            "Grouped",
+            "Experts",
+            "Shuffle",
+            "Gated",
+            "Split",
+            "Slice",
+            "GroupNorm",
+            "Affine",
+            "Rare",
+        )
         return not self._has(*words)
 
     @property
@@ -734,7 +760,7 @@ class NetworkSpec(Spec):
         """Some operator mixes channels otherwise than by a weight: containment needs it restricted."""
         kinds = ("softmax", "cumsum", "layer_standardise", "layer norm", "mean gate")
         rare = ("attention", "weight norm", "local response norm", "cosine gate")
-        return self._has("GroupNorm", *map(repr, (*kinds, *rare)))
+        return self._has("GroupNorm", "Experts", *map(repr, (*kinds, *rare)))
 
     def _has(self, *words: str) -> bool:
         return any(word in repr(self) for word in words)
@@ -891,6 +917,13 @@ simple_steps = st.one_of(
 wide_steps = st.one_of(
     st.builds(
         Grouped, groups=st.integers(2, 3), out=st.integers(1, 2), kernel=st.sampled_from([1, 3])
+    ),
+    st.builds(
+        Experts,
+        out=st.integers(1, 3),
+        groups=st.integers(1, 3),
+        flat=st.booleans(),
+        bias=st.booleans(),
     ),
     st.builds(Shuffle, groups=st.integers(2, 3), how=st.sampled_from(["view", "nn"])),
     st.builds(Gated, how=st.sampled_from(["chunk", "split", "slice", "glu"])),

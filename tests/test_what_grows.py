@@ -103,6 +103,13 @@ class Experts(nn.Module):
         return self.head(self.depthwise(y.view(x.shape[0], 5, *x.shape[2:])))
 
 
+def test_both_factors_of_a_computed_weight_grow() -> None:
+    plan = netaugfx.plan(Experts(), example_inputs=torch.zeros(2, 3, 4, 4))
+    assert {w.name: w.base for w in plan.widths} == {"stem": 4, "route": 2, "experts": 5}
+    assert plan.axes["experts"] == ((("route",),), (("experts", "stem"),))
+    assert set(plan.pinned) == {"head"}
+
+
 class Detector(nn.Module):
     """Its root reads data: its children are traced apart, and nothing grows in one of them."""
 
@@ -124,8 +131,6 @@ APART = "it leaves '{}', which is traced apart, since the model around it cannot
     [
         (CutUnevenly(), {"depthwise": "chunk() (test_what_grows.py) cuts it into 2 equal parts, which its 3 groups of "
                                       "2 channels do not divide into"}),
-        (Experts(), {"depthwise": "cannot grow, since view() (test_what_grows.py) makes of it one of several factors "
-                                  "of an axis, and only one of them can grow"}),
         (Detector(), {"backbone.2": APART.format("backbone"), "head.1": APART.format("head"),
                       "head.0": "'0' (container.py) combines it with channels that no layer makes: an input"}),
     ],

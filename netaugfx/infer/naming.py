@@ -31,7 +31,8 @@ def names_of(solver: Solver) -> dict[Var, str]:
                 distinct = distinct[:1]  # an axis that slices cut to pieces and something pinned
             new = [v for v in distinct if v not in names]
             for v in new:
-                name = owner if len(distinct) == 1 else f"{owner}[{distinct.index(v)}]"
+                whole = len(distinct) == 1 or len(axis) == len(new) == 1  # or times what has a name
+                name = owner if whole else f"{owner}[{distinct.index(v)}]"
                 if name in taken:
                     name = f"{parameter}:{i}" + (
                         f"[{distinct.index(v)}]" if len(distinct) > 1 else ""
@@ -159,6 +160,7 @@ def name_typing(typing: Typing, names: Mapping[Var, str]) -> Typing:
         calls={node: call(c) for node, c in typing.calls.items()},
         mixed={n for n, axes in typing.mixing.items() if any(widths(axis) for axis in axes)},
         extra=dict(typing.extra),
+        scaled=dict(typing.scaled),
         numbers={node: kept for node, n in typing.numbers.items() if (kept := numbers(n))},
     )
 

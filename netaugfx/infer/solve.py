@@ -58,6 +58,8 @@ class Typing:
         mixed: Nodes whose result depends on all channels, new ones included (a norm over channels).
         mixing: Node -> the axes that it would mix, while it is not yet known which of them grow.
         extra: Node -> keyword arguments that subnets add (the base's scale of an attention).
+        scaled: Node -> which of its counts hold other lengths too, such as the batch's, beside a literal count of
+            channels, so that they are scaled and not replaced (`batch * self.out_channels`).
         numbers: Node -> which of its arguments are computed from channel counts but are no lengths, with the base's
             values, which subnets keep (`q / math.sqrt(q.shape[-1])`).
     """
@@ -68,6 +70,7 @@ class Typing:
     mixed: set[fx.Node] = field(default_factory=set)
     mixing: dict[fx.Node, list[OpenAxis]] = field(default_factory=dict)
     extra: dict[fx.Node, dict[str, Any]] = field(default_factory=dict)
+    scaled: dict[fx.Node, set[Path]] = field(default_factory=dict)
     numbers: dict[fx.Node, dict[Path, Any]] = field(default_factory=dict)
 
 
@@ -94,7 +97,7 @@ class Solver:
         self.touched: list[tuple[str, OpenAxis]] = []
         self.ordered: list[OpenAxis] = []
         self.numbers: list[tuple[str, list[OpenAxis], OpenAxis]] = []
-        self.computed: list[tuple[str, dict[Path, OpenAxis], Path, list[OpenAxis]]] = []
+        self.computed: list[tuple[fx.Node, Typing, Path, list[OpenAxis]]] = []
         self.opaque: dict[str, str] = {}
 
     def parameter(self, name: str) -> Typed | None:
@@ -298,7 +301,7 @@ class Solver:
         for path in op.counts:
             source = argument(node, path) if path in op.computed else None
             if isinstance(source, fx.Node):
-                self.computed.append((op.where, op.counts, path, axes_read(source, typed)))
+                self.computed.append((node, typing, path, axes_read(source, typed)))
         return _join(value, axes), op.counts
 
     def _call(self, call: Call, value: Any, node: fx.Node, typing: Typing) -> Any:
@@ -337,21 +340,26 @@ class Solver:
         """Pin what is computed with as a number together with lengths that are not channel counts.
 
         A number of channel counts alone stays the base's; of an image's size, it must follow. A length such as
-        `B * C * H` follows by itself where it is computed from the widths of its own axis, and is no number then.
+        `B * C * H` follows by itself where it is computed from the widths of its own axis, and is no number then;
+        with a literal C it is scaled.
         """
-        for here, counts, path, read in self.computed:
-            axis = resolve(counts[path]) if path in counts else ()
+        for node, typing, path, read in self.computed:
+            counts: dict[Path, Any] = typing.counts.get(node, {})
+            axis: OpenAxis = resolve(counts[path]) if path in counts else ()
             own = {v for v in variables(axis) if v.reason is None}
             if not own or all(len(segment) == 1 for segment in axis):
                 continue
             plain = [one for one in map(resolve, read) if not variables(one)]
-            if {v for one in read for v in variables(resolve(one)) if v.reason is None} == own:
+            others = {v for one in read for v in variables(resolve(one)) if v.reason is None}
+            if others == own:
                 del counts[path]
+            elif not others and len(axis) == 1:
+                typing.scaled.setdefault(node, set()).add(path)
             elif plain:
                 for one in (axis, *read):
                     pin(
                         one,
-                        f"{here} computes its length from that of other channels and an image's size",
+                        f"{where(node)} computes its length from that of other channels and an image's size",
                     )
         for here, axes, unless in self.numbers:
             if (
@@ -406,10 +414,21 @@ class Solver:
                     if v not in made and v.reason is None:
                         v.reason = "no Parameter makes these channels"
 
+    def _alone(self) -> set[Var]:
+        """Return the variables that alone are an axis, or a part of one, along which a layer makes channels."""
+        return {
+            factors[0]
+            for name, axes in self.parameters.items()
+            for i, axis in enumerate(axes)
+            if i not in self.summed.get(name, ())
+            for segment in resolve(axis)
+            if len(factors := variables((segment,))) == 1
+        }
+
     def choose(self) -> None:
-        """Let one factor of every product grow."""
+        """Let one factor of every product grow, or those that are the channels of layers by themselves."""
         here = [axis for axes in self.parameters.values() for axis in axes]
-        choose([*here, *dict.fromkeys(axis for _, axis in self.touched)])
+        choose([*here, *dict.fromkeys(axis for _, axis in self.touched)], self._alone())
         for name, axis, of in self.summed_factors:
             if elastic(of):
                 self.summed.setdefault(name, set()).add(axis)

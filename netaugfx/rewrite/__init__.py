@@ -1,8 +1,19 @@
 """(graph, Plan) -> a program at a config: one graph for all configs, and the statistics that it gathers."""
 
 from .calibrate import BatchStatistics
-from .program import Bound, Program, contract, count, nothing, replace_argument, rewrite, tensor
+from .program import (
+    Bound,
+    Program,
+    contract,
+    count,
+    nothing,
+    replace_argument,
+    rewrite,
+    scaled,
+    tensor,
+)
 
 __all__ = [
-    "BatchStatistics", "Bound", "Program", "contract", "count", "nothing", "replace_argument", "rewrite", "tensor",
+    "BatchStatistics", "Bound", "Program", "contract", "count", "nothing", "replace_argument", "rewrite", "scaled",
+    "tensor",
 ]  # fmt: skip

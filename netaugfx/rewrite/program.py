@@ -7,9 +7,11 @@ say so in `meta["origin"]`, so that `contract` is the inverse.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import partial
 from itertools import count as count_up
 from math import prod
@@ -137,6 +139,11 @@ def count(bound: Bound, i: int, original: Any) -> int:
     return bound.counts[i]
 
 
+def scaled(bound: Bound, i: int, base: int, original: int) -> int:
+    """A length of which a channel count is one factor, at the config: `base` is that length where it was traced."""
+    return original * bound.counts[i] // base
+
+
 def constant(bound: Bound, name: str) -> Tensor:
     """A tensor that the forward made while it was traced."""
     return bound.constants[name].to(bound.device)
@@ -213,8 +220,10 @@ class _Rewriter:
             return self._tensor(target, name=node.name, private=self._written(node))
         if node.op == "call_module":
             return self._module(node, args, kwargs)
+        scaled_here = self.program.typing.scaled.get(node, ())
         for path, axis in self.program.typing.counts.get(node, {}).items():
-            args, kwargs = replace_argument(args, kwargs, path, partial(self._count, axis))
+            make = partial(self._scaled if path in scaled_here else self._count, axis)
+            args, kwargs = replace_argument(args, kwargs, path, make)
         for path, number in self.program.typing.numbers.get(node, {}).items():
             args, kwargs = replace_argument(args, kwargs, path, partial(_instead, number))
         kwargs = {**kwargs, **self.program.typing.extra.get(node, {})}
@@ -275,6 +284,11 @@ class _Rewriter:
 
     def _count(self, axis: Any, original: Any) -> fx.Node:
         return self._call(count, (self.bound, self._known(self.program.sizes, axis), original), {})
+
+    def _scaled(self, axis: Any, original: Any) -> fx.Node:
+        base = size(axis, self.plan.base_config)
+        i = self._known(self.program.sizes, axis)
+        return self._call(scaled, (self.bound, i, base, original), {})
 
     def _group(self) -> None:
         """Group neighbours among the sites that can grow."""
@@ -377,6 +391,11 @@ def _inside(value: Any, path: Path, make: Callable[[Any], Any]) -> Any:
     return tuple(items) if isinstance(value, tuple) else items
 
 
+def _times(graph: fx.Graph, ratio: Fraction, original: fx.Node) -> fx.Node:
+    product = graph.call_function(operator.mul, (original, ratio.numerator))
+    return graph.call_function(operator.floordiv, (product, ratio.denominator))
+
+
 def _instead(n: int | float, _: Any) -> int | float:
     return n
 
@@ -397,7 +416,11 @@ def contract(program: Program, config: Config, plan: Plan) -> fx.Graph:
         if not at_base:
             for path, axis in program.typing.counts.get(origin, {}).items():
                 n = size(axis, config)
-                args, kwargs = replace_argument(args, kwargs, path, partial(_instead, n))
+                make: Callable[[Any], Any] = partial(_instead, n)
+                if path in program.typing.scaled.get(origin, ()):
+                    ratio = Fraction(n, size(axis, plan.base_config))
+                    make = partial(_times, graph, ratio)
+                args, kwargs = replace_argument(args, kwargs, path, make)
             for path, number in program.typing.numbers.get(origin, {}).items():
                 args, kwargs = replace_argument(args, kwargs, path, partial(_instead, number))
             kwargs = {**kwargs, **program.typing.extra.get(origin, {})}

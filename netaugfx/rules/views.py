@@ -13,7 +13,6 @@ from ..axes import (
     OpenAxis,
     OpenFactor,
     OpenSegment,
-    Stiff,
     Var,
     elastic,
     fixed,
@@ -131,12 +130,7 @@ def _deal(
         elif len(parts) <= 1:
             dealt[parts[0][0] if parts else k].append(factor)
         else:
-            whole = [i for i, (d, n) in enumerate(parts) if n == shape[d]] or [len(parts) - 1]
-            stays = f"{op.where} makes of it one of several factors of an axis, and only one of them can grow"
-            pieces: tuple[OpenFactor, ...] = tuple(
-                Var(n, literal=not open_[d]) if i in whole else Stiff(n, stays)
-                for i, (d, n) in enumerate(parts)
-            )
+            pieces = tuple(Var(n, literal=not open_[d] or n != shape[d]) for d, n in parts)
             op.unify(((factor,),), (pieces,))
             for (d, _), piece in zip(parts, pieces, strict=True):
                 dealt[d].append(piece)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from operator import index
 
 import torch
@@ -157,8 +156,8 @@ def _places(plan: Plan, name: str, orders: Orders) -> dict[int, Tensor]:
                 places += range(at, at + n)
             else:
                 order = orders[str(segment[k])]
-                inner = prod(int(f) for f in segment[k + 1 :])
-                for outer in range(prod(int(f) for f in segment[:k])):
+                inner = size((segment[k + 1 :],), plan.max_config)
+                for outer in range(size((segment[:k],), plan.max_config)):
                     starts = (at + (outer * len(order) + c) * inner for c in order)
                     places += [start + j for start in starts for j in range(inner)]
             at += n
@@ -286,15 +285,13 @@ def read_magnitudes(plan: Plan, base: nn.Module, rooms: Rooms) -> dict[str, Tens
                 at = 0
                 for segment in each.form.axes[axis]:
                     n = size((segment,), plan.max_config)
-                    k = next((k for k, f in enumerate(segment) if isinstance(f, str)), None)
-                    if k is not None:
-                        name = str(segment[k])
-                        lengths = [
-                            prod(int(f) for f in fs) for fs in (segment[:k], segment[k + 1 :])
-                        ]
-                        own = sums[at : at + n].reshape(
-                            lengths[0], plan.max_config[name], lengths[1]
-                        )
-                        found[name] = found.get(name, 0) + own.sum((0, 2))
+                    for k, name in enumerate(segment):
+                        if isinstance(name, str):
+                            own = sums[at : at + n].reshape(
+                                size((segment[:k],), plan.max_config),
+                                plan.max_config[name],
+                                size((segment[k + 1 :],), plan.max_config),
+                            )
+                            found[name] = found.get(name, 0) + own.sum((0, 2))
                     at += n
     return found
