@@ -9,12 +9,14 @@ The first two are the inner task's (timm's ClassificationTask: the first alone).
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from timm.task import TrainingTask
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from netaugfx.errors import InputError
 from recipes import losses
@@ -49,7 +51,8 @@ class DistillTask(TrainingTask):
     Raises:
         DistillError: an unknown objective or place, different classes, a subnet that changes from
             step to step for an objective that learns its channels, a scheme without kd.
-        InputError: a subnet is to teach, and there is no WideModel.
+        InputError: a subnet is to teach, and there is no WideModel; and, from the second step of
+            an optimiser on, what is learnt beside the student has been given to none.
 
     Source: H. Cai et al., "Network Augmentation for Tiny Deep Learning", ICLR 2022, equation 1 and
     table 2; H. Wang et al., "What Makes a 'Good' Data Augmentation in Knowledge Distillation",
@@ -99,6 +102,7 @@ class DistillTask(TrainingTask):
                 temperature=temperature,
             )
         self.terms.to(device=self.device, dtype=self.dtype)
+        _refuse_unlearnt(self)
         self.watch = Watch(student, [term.student for term in self._terms() if term.student])
         if isinstance(teacher, OnlineTeacher):  # it shares the modules, and is watched with them
             names = [term.teacher for term in self._terms() if term.teacher]
@@ -318,3 +322,39 @@ def _below(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {
         name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
     }
+
+
+def _refuse_unlearnt(task: DistillTask) -> None:
+    """Let the second step of the student's optimiser raise if nobody learns what lies beside the student.
+
+    The hook sees every optimiser of the process and goes with the task.
+    """
+    watched = weakref.ref(task)
+    given: set[int] = set()  # Parameters of the objectives that some optimiser has stepped
+    steps = 0
+
+    def check(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        nonlocal steps
+        task = watched()
+        if task is None:
+            return
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        given.update(held)
+        student = {id(p) for p in task.trainable_module.parameters() if p.grad is not None}
+        if not held & student:
+            return
+        steps += 1
+        missing = [
+            name
+            for name, p in task.terms.named_parameters()
+            if p.grad is not None and id(p) not in given
+        ]
+        if steps > 1 and missing:
+            raise InputError(
+                f"{len(missing)} Parameters that objectives learn beside the student are in no "
+                "optimiser, so they would stay as they were drawn. Make it from "
+                "[*wide.parameters(), *task.own_parameters()]."
+            )
+
+    if task.own_parameters():
+        weakref.finalize(task, register_optimizer_step_pre_hook(check).remove)

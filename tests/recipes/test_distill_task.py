@@ -349,6 +349,34 @@ def test_every_objective_trains(
     assert last < first or name == "contrastive"
 
 
+@pytest.mark.parametrize("given", ["to the same", "to another", "to none"])
+def test_what_is_learnt_beside_needs_an_optimiser(
+    given: str, wide: netaugfx.WideModel, teacher: nn.Module, batch: Batch
+) -> None:
+    wide = copy.deepcopy(wide)
+    task = DistillTask(
+        NetAugTask(wide, F.cross_entropy), FrozenTeacher(teacher), ["fitnet"], batch[0]
+    )
+    own = task.own_parameters()
+    optimizers = [torch.optim.SGD([*wide.parameters(), *(own if given == "to the same" else [])])]
+    if given == "to another":
+        optimizers.append(torch.optim.SGD(own))
+
+    def step() -> None:
+        task(*batch)["loss"].backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+    step()
+    if given == "to none":
+        with pytest.raises(
+            InputError, match=r"\[\*wide.parameters\(\), \*task.own_parameters\(\)\]"
+        ):
+            step()
+    else:
+        step()
+
+
 def test_extraction_drops_what_was_learnt_beside(wide: netaugfx.WideModel, batch: Batch) -> None:
     task = DistillTask(NetAugTask(wide, F.cross_entropy), OnlineTeacher(wide), LEARNT, batch[0])
     task(*batch)["loss"].backward()
