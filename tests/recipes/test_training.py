@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -22,7 +23,6 @@ from recipes.models import build_model
 from recipes.training import checkpoint
 from recipes.training import run as runs
 from recipes.training.config import TrainConfig
-from recipes.training.ingredients import fresh_model, laid_out
 from recipes.training.loop import train
 from tests.recipes.images import make_folder
 
@@ -143,14 +143,19 @@ def test_base_safetensors_is_what_the_run_reports(config: TrainConfig, tmp_path:
     assert result == json.loads((tmp_path / "run" / "result.json").read_text())
 
 
-def test_channels_last_is_a_layout_of_weights(files: Path) -> None:
-    config = replace(small_config(files, "netaug"), channels_last=True)
-    data = load_data(config.data)
-    for asked in (True, False):
-        model = laid_out(fresh_model(config, data), replace(config, channels_last=asked))
-        weights = [p for p in model.parameters() if p.dim() == 4 and min(p.shape[1:3]) > 1]
-        assert weights
-        assert all(p.is_contiguous(memory_format=torch.channels_last) == asked for p in weights)
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_run_lays_its_weights_out_as_asked(
+    config: TrainConfig, asked: bool, tmp_path: Path
+) -> None:
+    config = replace(config, channels_last=asked)
+    run = runs.set_up(
+        *(config, load_data(config.data), runs.RunDirectory(tmp_path / "run")),
+        *(Accelerator(cpu=True), Console(file=StringIO()), runs.Cadence()),
+        workers=0,
+    )
+    weights = [p for p in run.model.parameters() if p.dim() == 4 and min(p.shape[1:3]) > 1]
+    assert weights
+    assert all(p.is_contiguous(memory_format=torch.channels_last) == asked for p in weights)
 
 
 def test_alpha_zero_is_the_baseline(files: Path, tmp_path: Path) -> None:
