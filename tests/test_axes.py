@@ -7,7 +7,8 @@ import itertools
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from netaugfx.axes import Axis, Stiff, Var, extent, fixed, free, pin, resolve, size, unify, why
+from netaugfx.axes import Axis, extent, size
+from netaugfx.unify import Stiff, Var, fixed, free, pin, resolve, unify, why
 
 
 def test_a_factor_of_one_is_dropped_and_stays() -> None:

@@ -403,7 +403,6 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
 # what stays beside what grows
 BESIDE = {
     "eca": ("merges it with another elastic axis",),
-    "flatten two": ("it multiplies another width",),
     "unequal chunks": ("makes its parts unequal, by channels whose number stays",),
     "unequal chunks of a length": ("makes its parts unequal, by channels whose number stays",),
     "unequal parts": ("makes its parts unequal, by channels whose number stays",),

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from ..axes import OpenAxis, Var, resolve, variables
 from ..plan import Layer
 from ..trace import Traced
+from ..unify import OpenAxis, Var, resolve, variables
 
 
 def flow(

@@ -8,15 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from ..axes import (
-    Var,
-    pin,
-    resolve,
-    variables,
-)
 from ..errors import PlanError
 from ..plan import Plan, Width
 from ..trace import Traced
+from ..unify import Var, pin, resolve, variables
 from .flow import flow
 from .naming import kinds_of, name_axis, name_typing, names_of, share_of, spans_of
 from .solve import Solver, Typing

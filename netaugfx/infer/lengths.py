@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import fx
 
-from ..axes import OpenAxis
 from ..rules import Path, Typed
+from ..unify import OpenAxis
 
 READS: frozenset[Any] = frozenset({operator.getitem, "size", getattr})
 RANKS = {"dim", "ndim", "ndimension", "dtype", "device", "is_floating_point", "element_size"}

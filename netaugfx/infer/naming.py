@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from ..axes import ONE_FACTOR, Axis, OpenAxis, Var, resolve, variables
+from ..axes import Axis
 from ..rules import Call, Path
+from ..unify import ONE_FACTOR, OpenAxis, Var, resolve, variables
 from .solve import OUTPUT, Solver, Typing
 
 FEW = 16  # segments; a pinned axis of more of them is listed as one

@@ -13,23 +13,12 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..axes import (
-    Axis,
-    OpenAxis,
-    Var,
-    choose,
-    elastic,
-    fixed,
-    free,
-    length,
-    pin,
-    resolve,
-    variables,
-)
+from ..axes import Axis
 from ..errors import GuardError, PlanError
 from ..plan import Plan
 from ..rules import Call, NoRule, Op, Path, Ref, Typed, layer_of, rule_of
 from ..trace import Traced, is_plain
+from ..unify import OpenAxis, Var, choose, elastic, fixed, free, length, pin, resolve, variables
 from .lengths import READS, argument, axes_read, derived, lengths_of
 
 OUTPUT = "it is an output of the network"

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..axes import OpenAxis, fixed
+from ..unify import OpenAxis, fixed
 from .op import Call, NoRule, Op, Ref, Typed
 from .registry import everywhere, layer, register_rule
 

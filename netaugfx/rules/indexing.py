@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..axes import OpenAxis, elastic, fixed, free, resolve, times
+from ..unify import OpenAxis, elastic, fixed, free, resolve, times
 from .op import Call, NoRule, Op, Path, Ref, Typed
 from .registry import everywhere, layer, register_rule
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..axes import OpenAxis, fixed, free, resolve, times
+from ..unify import OpenAxis, fixed, free, resolve, times
 from .op import NoRule, Op, Path, Typed
 from .registry import everywhere, register_rule
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..axes import OpenAxis, Var, elastic, resolve
+from ..unify import OpenAxis, Var, elastic, resolve
 from .op import Call, Op, Ref, Typed
 from .registry import layer, register_rule
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..axes import OpenAxis, elastic, fixed, pin, resolve, settle, unify, why
+from ..unify import OpenAxis, elastic, fixed, pin, resolve, settle, unify, why
 
 Path = tuple[
     str | int, ...

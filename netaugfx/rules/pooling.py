@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from ..axes import OpenAxis, elastic, fixed, resolve
+from ..unify import OpenAxis, elastic, fixed, resolve
 from .op import NoRule, Op
 from .registry import register_rule
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..axes import OpenAxis, elastic, length, resolve
+from ..unify import OpenAxis, elastic, length, resolve
 from .op import Call, NoRule, Op, Ref, Typed
 from .registry import everywhere, layer, register_rule
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..axes import OpenAxis, elastic, fixed, free
+from ..unify import OpenAxis, elastic, fixed, free
 from .op import NoRule, Op, Typed
 from .registry import everywhere, register_rule
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..axes import (
+from ..unify import (
     OpenAxis,
     OpenFactor,
     OpenSegment,

@@ -2,7 +2,8 @@
 
 from .meta import META, Remembered, compute, is_plain, meta_copy, substitute
 from .proxy import Guard
-from .tracer import Inputs, Traced, is_torch_leaf, trace
+from .traced import Inputs, Traced
+from .tracer import is_torch_leaf, trace
 
 __all__ = [
     "META", "Guard", "Inputs", "Remembered", "Traced", "compute", "is_plain", "is_torch_leaf", "meta_copy",

@@ -12,8 +12,8 @@ from hypothesis import given
 from torch import Tensor, nn
 
 import netaugfx
-from netaugfx.axes import fixed
 from netaugfx.rules import registry
+from netaugfx.unify import fixed
 from tests import measure
 from tests.laws.subject import Growth, Source, config_of, few, growths, widen
 from tests.laws.test_law_4_base_is_contained import cut_augmented_inputs

@@ -1,0 +1,138 @@
+"""What a trace is made from, and what it makes: the inputs of a call, and a graph with what it holds for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+import torch.utils.checkpoint
+from torch import Tensor, fx, nn
+
+from ..errors import InputError
+from .meta import (
+    META,
+    compute,
+    random_states_kept,
+    substitute,
+    to_meta,
+)
+from .proxy import Guard
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """How call arguments map to placeholders: tensor leaves become them, others are constants.
+
+    `key` holds structure, constants and every tensor's shape, strides, dtype and device;
+    `structure` the same without sizes. `tensors` are in the order of the placeholders, `names`.
+    """
+
+    names: tuple[str, ...]
+    tensors: list[Tensor]
+    key: Hashable
+    structure: Hashable
+    rebuild: Callable[[list[Any]], tuple[tuple[Any, ...], dict[str, Any]]]
+
+    @staticmethod
+    def of(
+        model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
+    ) -> Inputs:
+        """Bind a call to the signature of `model.forward`: `f(x)` and `f(input=x)` are the same.
+
+        Raises:
+            InputError: the arguments do not fit the signature, or hold no tensor.
+        """
+        name = type(model).__name__
+        try:
+            bound = inspect.signature(model.forward).bind(*args, **(kwargs or {}))
+        except TypeError as error:
+            raise InputError(f"The inputs do not fit {name}.forward: {error}.") from None
+        bound.apply_defaults()
+        pairs, spec = pytree.tree_flatten_with_path(dict(bound.arguments))
+        leaves = [leaf for _, leaf in pairs]
+        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        tensors: list[Tensor] = [leaves[i] for i in places]
+        if not tensors:
+            raise InputError(f"The inputs of {name}.forward hold no tensor: pass at least one.")
+        constants = [_hashable(leaf) for leaf in leaves if not isinstance(leaf, Tensor)]
+
+        def rebuild(values: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            filled = dict(enumerate(leaves)) | dict(zip(places, values, strict=True))
+            arguments = pytree.tree_unflatten(list(filled.values()), spec)
+            call = inspect.BoundArguments(bound.signature, arguments)
+            return call.args, call.kwargs
+
+        tree = (str(spec), tuple(places), tuple(constants))
+        sizes = ((tuple(t.shape), t.stride(), t.dtype, t.device) for t in tensors)
+        return Inputs(
+            names=tuple("_".join(str(_entry(key)) for key in pairs[i][0]) for i in places),
+            tensors=tensors,
+            key=(tree, tuple(sizes)),
+            structure=(tree, tuple((t.ndim, t.dtype) for t in tensors)),
+            rebuild=rebuild,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """A graph, and what it holds for.
+
+    Attributes:
+        graph: every node's meta has "val" (its value, tensors on the meta device), "path" (the
+            module whose forward made it, '' for the root) and "source" ("file.py:41").
+        root: the copy of the model on the meta device that targets refer to.
+        inputs: the example inputs.
+        guards: the values that Python read while tracing.
+        opaque: module path -> reason, modules that are leaves as they cannot be traced through.
+        constants: get_attr targets that the user's model does not have -> their true tensors.
+        device: what `x.device` answered.
+    """
+
+    graph: fx.Graph
+    root: nn.Module
+    inputs: Inputs
+    guards: tuple[Guard, ...]
+    opaque: Mapping[str, str]
+    constants: Mapping[str, Tensor]
+    device: torch.device
+
+    def matches(self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> bool:
+        """Whether these inputs take the same path through the user's Python."""
+        inputs = Inputs.of(self.root, args, kwargs)
+        if inputs.structure != self.inputs.structure:
+            return False
+        if not self.guards or inputs.key == self.inputs.key:
+            return True
+        needed = {guard.node for guard in self.guards}
+        for node in reversed(self.graph.nodes):
+            needed.update(node.all_input_nodes if node in needed else ())
+        device = next((t.device for t in inputs.tensors if t.device != META), self.device)
+        tensors = iter([to_meta(t) for t in inputs.tensors])
+        values: dict[fx.Node, Any] = {}
+        try:
+            with random_states_kept():
+                for node in self.graph.nodes:
+                    if node.op == "placeholder":
+                        values[node] = next(tensors)
+                    elif node in needed:
+                        call = substitute((node.args, node.kwargs), values.__getitem__)
+                        values[node] = compute(self.root, device, node.op, node.target, *call)
+            return all(guard.holds(values[guard.node]) for guard in self.guards)
+        except Exception:
+            return False  # an operator, or an opaque module, that refuses these shapes
+
+
+def _entry(key: Any) -> object:
+    return next(getattr(key, name) for name in ("key", "idx", "name") if hasattr(key, name))
+
+
+def _hashable(value: Any) -> Hashable:
+    try:
+        hash(value)
+    except TypeError:
+        return type(value), repr(value)
+    return type(value), value
