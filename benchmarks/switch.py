@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/switch.py [--models NAME ...] [--configs 30] [--write NAME]
 
 Milliseconds, medians over configs that were not seen before, each side in turn:
-  switch   what a config that was not seen before adds to its first pass: its counts, layouts and cuts
+  switch   what a config that was not seen before adds to its first pass: its counts and layouts, and what putting
+           its tensors together takes more for the first time than for the second
   sample   wide.sample();  budget: wide.sample(budget=2), after the first one, and first: the first one
   macs     wide.macs(config);  extract: netaugfx.extract(wide, config)
 """
@@ -18,6 +19,7 @@ import torch
 from timing import MODELS, build, publish, seconds
 
 import netaugfx
+from netaugfx.rewrite import Bound
 
 COLUMNS = ("switch", "sample", "budget", "first", "macs", "extract")
 
@@ -36,7 +38,11 @@ def measure(name: str, side: int, configs: int) -> tuple[int, dict[str, float]]:
     with torch.no_grad():
         for i in range(configs):
             config = wide.sample(generator)
-            taken["switch"].append(seconds(lambda c=config: wide.bound(program, c)))
+            laid = seconds(lambda c=config: wide.bound(program, c))
+            bound = wide.bound(program, config)
+            first = seconds(lambda b=bound: put_together(b, len(program.sites)))
+            again = seconds(lambda b=bound: put_together(b, len(program.sites)))
+            taken["switch"].append(laid + first - again)
             taken["sample"].append(seconds(lambda: wide.sample(generator)))
             taken["budget"].append(seconds(lambda: wide.sample(generator, budget=2)))
             taken["macs"].append(seconds(lambda c=config: wide.macs(c)))
@@ -44,6 +50,13 @@ def measure(name: str, side: int, configs: int) -> tuple[int, dict[str, float]]:
                 taken["extract"].append(seconds(lambda c=config: netaugfx.extract(wide, c)))
     layers = sum(any(True for _ in m.parameters(recurse=False)) for m in model.modules())
     return layers, {column: statistics.median(t) * 1e3 for column, t in taken.items()}
+
+
+def put_together(bound: Bound, sites: int) -> None:
+    """Read every tensor of a config as a pass does, in groups."""
+    one = bound.begin()
+    for i in range(sites):
+        one.tensor(i)
 
 
 def main() -> None:

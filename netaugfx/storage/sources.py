@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..axes import Axis, extent
+from ..axes import Axis, extent, widths_of
 from ..plan import Config, Plan
 from .blocks import Assembly, Rooms, assemble, form
 from .joins import Join, Place, joined
 
 Source = Callable[[], Tensor | None]
+FEW = 2  # widths in an axis; the layouts of such axes recur from config to config, and are kept
+MOST = 10_000  # that are kept
 
 
 class Sources:
@@ -23,6 +25,13 @@ class Sources:
     def __init__(self, plan: Plan, base: nn.Module, rooms: Rooms) -> None:
         self.plan, self.base, self.rooms = plan, base, rooms
         self.axes: dict[Axis, int] = {}  # distinct elastic axes, numbered
+        self.names: dict[int, tuple[str, ...]] = {}  # of the widths in them
+        self.places: dict[
+            tuple[int, tuple[int, ...]], Place
+        ] = {}  # by axis and these widths' sizes
+        self.joins: dict[
+            tuple[Any, ...], Join | None
+        ] = {}  # by axes of the tensor and their places
         self._known: dict[str, _Stored] = {}
         self._modules: dict[str, nn.Module] = {}
 
@@ -31,6 +40,13 @@ class Sources:
         if name not in self._known:
             self._known[name] = _Stored(name, self)
         return self._known[name]
+
+    def number(self, axis: Axis) -> int:
+        """Return the number of `axis`."""
+        k = self.axes.setdefault(axis, len(self.axes))
+        if k not in self.names:
+            self.names[k] = tuple(dict.fromkeys(widths_of(axis)))
+        return k
 
     def module(self, path: str) -> nn.Module:
         """Return the base's module at `path`."""
@@ -52,10 +68,7 @@ class _Stored:
         rooms: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers, vars(owner))
         self.home: dict[str, Tensor | None] = next(room for room in rooms if self.leaf in room)
         self.form = form(sources.plan, name)
-        axes = sources.axes
-        self.order = tuple(
-            (i, axes.setdefault(self.form.axes[i], len(axes))) for i in self.form.order
-        )
+        self.order = tuple((i, sources.number(self.form.axes[i])) for i in self.form.order)
         self.blocks: dict[int, tuple[dict[str, Tensor], str]] = {}
         if self.form.fill is None and self.order:
             room = sources.rooms.room(path)
@@ -133,15 +146,34 @@ class Layout:
         if not key:
             return None
         if key not in self._joins:
-            places = [(i, self._place(stored.form.axes[i], k)) for i, k in key]
-            grows = any(place.grows for _, place in places)
-            self._joins[key] = Join(places) if grows else None
+            axes, names = stored.form.axes, self.sources.names
+            places = tuple([self._place(axes[i], k) for i, k in key])
+            recur = all(len(names[k]) <= FEW for _, k in key)
+            kept = self.sources.joins if recur else {}
+            which = (*(i for i, _ in key), *places)
+            if which not in kept:
+                if len(kept) >= MOST:
+                    kept.clear()
+                grows = any(place.grows for place in places)
+                where = [(i, place) for (i, _), place in zip(key, places, strict=True)]
+                kept[which] = Join(where) if grows else None
+            self._joins[key] = kept[which]
         return self._joins[key]
 
     def _place(self, axis: Axis, k: int) -> Place:
         found = self._places.get(k)
         if found is None:
-            found = self._places[k] = Place(extent(axis, *self.sizes))
+            names, config = self.sources.names[k], self.sizes[1]
+            if len(names) > FEW:
+                found = Place(extent(axis, *self.sizes))
+            else:
+                which = k, tuple([config[name] for name in names])
+                found = self.sources.places.get(which)
+                if found is None:
+                    if len(self.sources.places) >= MOST:
+                        self.sources.places.clear()
+                    found = self.sources.places[which] = Place(extent(axis, *self.sizes))
+            self._places[k] = found
         return found
 
 
