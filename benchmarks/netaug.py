@@ -2,7 +2,8 @@
 
     OMP_NUM_THREADS=1 .venv/bin/python benchmarks/netaug.py --data torchvision:CIFAR10@DATA --out runs/netaug
 
-Resumable: each part is a comparison in OUT/PART, each of its runs a directory; what is finished is not run again.
+Resumable: each run is a directory in OUT/runs, shared by the parts (OUT/overfit for that one); what is finished is
+not run again.
 Prints tables and writes OUT/report.md and OUT/report.json. E is --epochs. Parts:
 
     gain          baseline against NetAug on inner widths up to 2x, 13,154 parameters, E epochs
@@ -10,7 +11,8 @@ Prints tables and writes OUT/report.md and OUT/report.json. E is --epochs. Parts
                   on the networks of `gain`
     overfit       a network of 110,570 parameters on 1,000 images, tested on 4,000, 3 E epochs, and what `diagnose`
                   says of its baseline
-    strength      how far: inner 1.5, 2 and 3x; streams too; the authors' lists, coupled, sorted, streams for E / 2
+    strength      how far: inner 1.5, 2 and 3x; streams too, 2 and 3x; the authors' lists, coupled, sorted,
+                  streams for E / 2
     regularisers  MixUp, CutMix, dropout, DropBlock, AutoAugment, RandAugment, small decay, no augmentation
     longer        baseline and NetAug at E / 2, E, 2 E
     samples       1, 2 and 3 augmented networks per step
@@ -27,6 +29,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle, islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,6 +58,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "strength": (
         "baseline",
         "netaug:kinds=inner:factor=1.5",
+        GROWN,
         "netaug:kinds=inner:factor=3",
         "netaug:factor=2",
         "netaug",
@@ -102,11 +106,13 @@ class Evidence:
             )
         found: dict[str, Any] = {"arms": self.compare(part, config, arms)}
         if part in ("gain", "overfit"):
-            said = diagnose(
-                directory_of(self.options.out / part, "baseline", self.options.seeds[0])
-            )
+            said = diagnose(directory_of(self.where(part), "baseline", self.options.seeds[0]))
             found["diagnosis"] = f"{said.verdict}: {' '.join(said.reasons)}"
         return found
+
+    def where(self, part: str) -> Path:
+        """The directory of a part's runs."""
+        return self.options.out / ("overfit" if part == "overfit" else "runs")
 
     def compare(self, part: str, config: TrainConfig, arms: Sequence[str]) -> dict[str, Any]:
         parsed = parse_arms(",".join(arms))
@@ -117,7 +123,7 @@ class Evidence:
                 config,
                 parsed,
                 self.options.seeds,
-                self.options.out / part,
+                self.where(part),
                 console=Console(file=log, width=160),
                 device=self.options.device,
                 workers=self.options.workers,
@@ -130,7 +136,7 @@ class Evidence:
         Training normalises by the batch, so that whose running statistics are kept changes no weight: one run
         serves all three.
         """
-        run = open_run(directory_of(self.options.out / "gain", GROWN, seed))
+        run = open_run(directory_of(self.where("gain"), GROWN, seed))
         wide = wide_of(run)
         train, validation, _ = build_loaders(data_of(run), run.config.batch_size, seed, 0)
         accelerator = Accelerator(cpu=True)
