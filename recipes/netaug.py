@@ -20,6 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import netaugfx
 from netaugfx.errors import InputError, PlanError
+from netaugfx.plan import KINDS
 
 # (wide, generator, kinds) -> a config at which only these kinds have grown
 Sampler = Callable[[netaugfx.WideModel, torch.Generator, tuple[str, ...]], Any]
@@ -30,6 +31,16 @@ def sample_uniformly(
 ) -> Any:
     """Every width of `kinds` uniformly among its choices, the others at base size."""
     return wide.sample(generator, kinds=kinds)
+
+
+def usual_kinds(wide: netaugfx.WideModel) -> tuple[str, ...]:
+    """Which kinds of widths NetAug grows where nobody says: inner ones; streams where there are no others.
+
+    The paper grows both. In short trainings of small networks inner widths alone did better, and their steps cost
+    less: docs/results/netaug.md, "How far".
+    """
+    growing = _growing_kinds(wide)
+    return ("inner",) if "inner" in growing else ("stream",) if growing else KINDS
 
 
 def netaug_loss(base_loss: Tensor, augmented_losses: Iterable[Tensor], alpha: float) -> Tensor:
@@ -90,7 +101,8 @@ class NetAugTask(TrainingTask):
             `criterion_kwargs` if None.
         alpha: weight of each augmented loss; the paper uses 1.
         samples: augmented networks sampled per step; the paper uses 1 and finds that more hurt.
-        kinds: which kinds of widths are augmented; the others stay at their base size.
+        kinds: which kinds of widths are augmented; the others stay at their base size. None: those
+            of `usual_kinds`.
         sampler: how configs are drawn; `recipes.training.growth.ExpandSampler` draws as the authors do.
         generator: a CPU generator for sampling and for the augmented pass; made from `seed` if
             None. Ranks that train together must start from the same one, so that they sample the
@@ -109,7 +121,7 @@ class NetAugTask(TrainingTask):
         *,
         alpha: float = 1.0,
         samples: int = 1,
-        kinds: tuple[str, ...] = ("stream", "inner"),
+        kinds: tuple[str, ...] | None = None,
         sampler: Sampler = sample_uniformly,
         generator: torch.Generator | None = None,
         seed: int = 0,
@@ -136,7 +148,7 @@ class NetAugTask(TrainingTask):
         )
         self.alpha = alpha
         self.samples = samples
-        self.kinds = tuple(kinds)
+        self.kinds = usual_kinds(self.wide) if kinds is None else tuple(kinds)
         self.sampler = sampler
         self.generator = torch.Generator().manual_seed(seed) if generator is None else generator
         growing = _growing_kinds(self.wide)

@@ -90,7 +90,8 @@ def _train(options: argparse.Namespace) -> None:
         if name in TrainConfig.__dataclass_fields__
     }
     fields["model_args"] = parse_model_args(options.model_args)
-    fields["kinds"], fields["keep"] = tuple(options.kinds), tuple(options.keep)
+    fields["kinds"] = tuple(options.kinds) if options.kinds else None
+    fields["keep"] = tuple(options.keep)
     fields["ratios"] = dict(options.ratios) if options.ratios else None
     if options.max_config is not None:
         fields["max_config"] = read_sizes(Path(options.max_config))

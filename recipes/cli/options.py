@@ -116,8 +116,7 @@ def _add_netaug_options(group: Any) -> None:
         "--kinds",
         nargs="+",
         choices=("stream", "inner"),
-        default=["stream", "inner"],
-        help="which widths grow",
+        help="which widths grow; inner ones if not given",
     )
     group.add_argument("--alpha", type=float, default=1.0, help="weight of the augmented loss")
     group.add_argument(

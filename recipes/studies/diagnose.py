@@ -120,7 +120,7 @@ def judge(
             "It lacks capacity rather than regularisation: NetAug can be expected to help."
         )
         advice = (
-            "--method netaug --factor 3 --diversity 2 --alpha 1"
+            "--method netaug --kinds stream inner --factor 3 --diversity 2 --alpha 1"  # the paper's
             if len(metrics) >= 40
             else "--method netaug --kinds inner --factor inner=2 --diversity 2 --alpha 1"
         )

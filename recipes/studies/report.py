@@ -123,7 +123,7 @@ def _details(name: str, run: RunDirectory) -> str:
         studies = run.path / "search" / STUDIES
         if studies.exists():
             parts.append(section(studies, plan))
-    elif held["config"].get("kinds"):
+    elif "kinds" in held["config"]:
         parts.append("<p>plan.json is missing: neither widths nor searches can be shown.</p>")
     parts.append(_folded("Configuration", _mapping(held["config"])))
     parts.append(_folded("Data", _mapping(held["data"])))

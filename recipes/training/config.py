@@ -51,7 +51,7 @@ class TrainConfig:
     coupling: str = "independent"  # "expand": an inner width is its ratio times the stream width
     # before it, as sampled (the authors'); then the largest is 3 x 2.8 times the base
     max_config: Mapping[str, int] | None = None  # the widest, width by width, instead of factor
-    kinds: tuple[str, ...] = ("stream", "inner")  # which widths grow
+    kinds: tuple[str, ...] | None = None  # which widths grow; None: inner ones (the paper's: both)
     keep: tuple[str, ...] = ()  # globs of module names whose widths stay
 
     # --- NetAug: how it is used

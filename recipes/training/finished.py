@@ -50,7 +50,7 @@ def open_run(path: Path) -> KeptRun:
         if strange:
             raise RunError(f"{file} is of another version: it has {', '.join(strange)}.")
         for name in ("kinds", "keep"):
-            if name in given:
+            if given.get(name) is not None:
                 given[name] = tuple(given[name])
         return KeptRun(path, TrainConfig(**given), held["data"])
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:

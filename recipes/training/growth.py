@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from itertools import islice
 
 import torch
@@ -15,9 +16,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 import netaugfx
-from netaugfx.plan import Config, Plan
+from netaugfx.plan import KINDS, Config, Plan
 from netaugfx.storage import read_magnitudes
-from recipes.netaug import Sampler, sample_uniformly
+from recipes.netaug import Sampler, sample_uniformly, usual_kinds
 from recipes.training.config import TrainConfig
 
 REFRESHING = 32  # batches that the base's batch-norm statistics are taken from after sorting
@@ -157,10 +158,28 @@ def widths_read(plan: Plan) -> dict[str, str]:
     return found
 
 
-def kinds_at(config: TrainConfig, epoch: int) -> tuple[str, ...]:
-    """Which kinds of widths grow in `epoch` (from 0): those whose share of the epochs is not over."""
+def kinds_of(config: TrainConfig, wide: netaugfx.WideModel) -> tuple[str, ...]:
+    """Which kinds of widths grow: those that `config` says, or else speaks of; or the usual ones."""
+    if config.kinds is not None:
+        return config.kinds
+    amounts = (config.ratios, config.factor, config.diversity)
+    keys = {key for amount in amounts if isinstance(amount, Mapping) for key in amount}
+    spoken = {
+        width.kind
+        for name, width in wide.widths.items()
+        if width.kind in keys or any(fnmatchcase(name, key) for key in keys)
+    }
+    named = tuple(kind for kind in KINDS if kind in spoken)
+    if named:
+        return named
+    both = config.sort or config.coupling == "expand" or config.max_config is not None
+    return KINDS if both or config.method != "netaug" else usual_kinds(wide)
+
+
+def kinds_at(config: TrainConfig, epoch: int, kinds: Iterable[str]) -> tuple[str, ...]:
+    """Which of `kinds` grow in `epoch` (from 0): those whose share of the epochs is not over."""
     share = {"stream": config.stop_stream, "inner": config.stop_inner}
-    return tuple(kind for kind in config.kinds if epoch < share[kind] * config.epochs)
+    return tuple(kind for kind in kinds if epoch < share[kind] * config.epochs)
 
 
 def alpha_at(config: TrainConfig, epoch: int) -> float:
@@ -171,13 +190,13 @@ def alpha_at(config: TrainConfig, epoch: int) -> float:
     return config.alpha + done * (config.alpha_end - config.alpha)
 
 
-def sorts_at(config: TrainConfig, epoch: int) -> bool:
+def sorts_at(config: TrainConfig, epoch: int, kinds: Iterable[str]) -> bool:
     """Whether channels are sorted before `epoch`: as the authors do, while both kinds grow.
 
     Trained weights are not: sorting would move other channels into a base that is good as it is.
     """
     trained = config.pretrained or config.init is not None
-    return config.sort and not trained and set(kinds_at(config, epoch)) == {"stream", "inner"}
+    return config.sort and not trained and set(kinds_at(config, epoch, kinds)) == set(KINDS)
 
 
 def importance_orders(wide: netaugfx.WideModel) -> dict[str, list[int]]:

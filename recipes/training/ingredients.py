@@ -23,6 +23,7 @@ from recipes.sandwich import SandwichTask
 from recipes.spos.task import SinglePathTask
 from recipes.tinytl import add_lite_residuals, freeze
 from recipes.training.config import TrainConfig
+from recipes.training.growth import kinds_of
 
 
 def fresh_model(config: TrainConfig, data: Data, pretrained: bool | None = None) -> nn.Module:
@@ -111,27 +112,26 @@ def build_task(
 ) -> TrainingTask:
     """The objective of a run without a teacher: plain, NetAug, the sandwich rule, or single path."""
     criterion = nn.CrossEntropyLoss(label_smoothing=config.smoothing)
+    if config.method == "baseline":
+        return ClassificationTask(model, criterion, device=device, verbose=False)
+    kinds = kinds_of(config, model)
     if config.method == "sandwich":
-        return SandwichTask(
-            model, criterion, samples=config.samples, kinds=config.kinds, seed=config.seed
-        )
+        return SandwichTask(model, criterion, samples=config.samples, kinds=kinds, seed=config.seed)
     if config.method == "spos":
         return SinglePathTask(
             model,
             criterion,
             ceiling=config.ceiling,
             path_dropout=config.path_dropout,
-            kinds=config.kinds,
+            kinds=kinds,
             seed=config.seed,
         )
-    if config.method == "baseline":
-        return ClassificationTask(model, criterion, device=device, verbose=False)
     return NetAugTask(
         model,
         criterion,
         alpha=config.alpha,
         samples=config.samples,
-        kinds=config.kinds,
+        kinds=kinds,
         sampler=sampler,
         seed=config.seed,
     )

@@ -29,7 +29,14 @@ from recipes.netaug import NetAugTask
 from recipes.objectives import KINDS
 from recipes.training.checkpoint import save_weights, write_json
 from recipes.training.config import TrainConfig
-from recipes.training.growth import alpha_at, kinds_at, refresh_norms, sort_channels, sorts_at
+from recipes.training.growth import (
+    alpha_at,
+    kinds_at,
+    kinds_of,
+    refresh_norms,
+    sort_channels,
+    sorts_at,
+)
 from recipes.training.ingredients import (
     digest,
     example_images,
@@ -143,8 +150,9 @@ def train_epoch(run: Run, done: Done) -> None:
         done.lr = learning_rate(run.optimizer)
     netaug = netaug_in(task)
     if netaug is not None:
-        netaug.kinds, netaug.alpha = kinds_at(config, epoch), alpha_at(config, epoch)
-        if done.batches == 0 and sorts_at(config, epoch):
+        kinds = kinds_of(config, netaug.wide)
+        netaug.kinds, netaug.alpha = kinds_at(config, epoch, kinds), alpha_at(config, epoch)
+        if done.batches == 0 and sorts_at(config, epoch, kinds):
             seen = ((images.to(accelerator.device), y) for images, y in batches(run.some_batches))
             sort_channels(run.plain, run.optimizer, run.average, seen)
     run.keys.skip = done.batches * config.batch_size * accelerator.num_processes

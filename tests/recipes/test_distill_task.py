@@ -179,7 +179,7 @@ def test_the_sampled_subnet_teaches(wide: netaugfx.WideModel, batch: Batch) -> N
     inner = NetAugTask(wide, F.cross_entropy, seed=7)
     task = DistillTask(inner, OnlineTeacher(wide, "sampled"), ["kd"], images)
     generator = torch.Generator().manual_seed(7)
-    while (config := wide.sample(generator)) == wide.base_config:
+    while (config := wide.sample(generator, kinds=inner.kinds)) == wide.base_config:
         pass
     taught = wide.at(config)(images)
     result = task(images, labels)

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import netaugfx
+from netaugfx.plan import KINDS
 from recipes.errors import RunError
 from recipes.netaug import NetAugTask
 from recipes.tiny import tiny_mobilenet
@@ -21,6 +23,7 @@ from recipes.training.growth import (
     alpha_at,
     importance_orders,
     kinds_at,
+    kinds_of,
     sort_channels,
     sorts_at,
     widen,
@@ -32,7 +35,7 @@ EXAMPLE = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 def config(**fields: Any) -> TrainConfig:
-    return TrainConfig(model="none", data="none", method="netaug", **fields)
+    return TrainConfig(**{"model": "none", "data": "none", "method": "netaug"} | fields)
 
 
 def small() -> nn.Module:
@@ -91,15 +94,42 @@ def test_squeeze_and_excite_follows_what_it_reads() -> None:
 
 def test_the_schedule() -> None:
     run = config(epochs=10, stop_stream=0.5, stop_inner=0.8, alpha=1.0, alpha_end=0.1, sort=True)
-    kinds = [kinds_at(run, epoch) for epoch in range(10)]
+    both = ("stream", "inner")
+    kinds = [kinds_at(run, epoch, both) for epoch in range(10)]
     assert kinds == [("stream", "inner")] * 5 + [("inner",)] * 3 + [()] * 2
     assert [alpha_at(run, epoch) for epoch in (0, 9)] == [1.0, pytest.approx(0.1)]
     assert alpha_at(run, 4) == pytest.approx(0.6)
-    assert [sorts_at(run, epoch) for epoch in range(10)] == [True] * 5 + [False] * 5
-    assert not sorts_at(replace(run, pretrained=True), 0)
-    assert not sorts_at(replace(run, init="weights.safetensors"), 0)
-    assert kinds_at(replace(run, kinds=("stream",)), 7) == ()
+    assert [sorts_at(run, epoch, both) for epoch in range(10)] == [True] * 5 + [False] * 5
+    assert not sorts_at(replace(run, pretrained=True), 0, both)
+    assert not sorts_at(replace(run, init="weights.safetensors"), 0, both)
+    assert kinds_at(run, 7, ("stream",)) == ()
     assert alpha_at(config(alpha=0.3), 5) == 0.3
+
+
+def test_what_grows_unless_it_is_said() -> None:
+    """Inner widths; streams where no block has widths of its own; whatever else the config speaks of."""
+    wide = netaugfx.widen(small(), example_inputs=torch.zeros(2, 3, 8, 8), verify=False)
+    assert {w.kind for w in wide.widths.values()} == set(KINDS)
+    for fields, kinds in (
+        ({}, ("inner",)),
+        ({"kinds": ("stream",)}, ("stream",)),
+        ({"factor": {"stream": 2.0}}, ("stream",)),
+        ({"factor": {"stream": 2.0}, "diversity": {"inner": 3}}, KINDS),
+        ({"ratios": {"inner": (1.0, 2.0)}}, ("inner",)),
+        ({"factor": {"stem.*": 2.0}}, ("stream",)),
+        ({"factor": {"blocks.*.layers.0": 2.0}}, ("inner",)),
+        ({"sort": True}, KINDS),
+        ({"coupling": "expand"}, KINDS),
+        ({"max_config": {"stem.0": 8}}, KINDS),
+        ({"method": "sandwich"}, KINDS),
+        ({"method": "spos"}, KINDS),
+    ):
+        assert kinds_of(config(**fields), wide) == kinds, fields
+    flat = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    flat_wide = netaugfx.widen(flat, example_inputs=torch.zeros(2, 3, 8, 8), verify=False)
+    assert kinds_of(config(), flat_wide) == ("stream",)
+    assert NetAugTask(wide, F.cross_entropy).kinds == ("inner",)
+    assert NetAugTask(flat_wide, F.cross_entropy).kinds == ("stream",)
 
 
 def test_values_that_no_run_can_have() -> None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import netaugfx
 from netaugfx.errors import InputError, PlanError
+from netaugfx.plan import KINDS
 from recipes.netaug import NetAugTask, netaug_loss
 from recipes.tiny import tiny_mobilenet
 
@@ -61,7 +62,9 @@ def test_loss_and_gradients_are_those_of_the_equation(
     wide: netaugfx.WideModel, batch: tuple[Tensor, Tensor], samples: int, alpha: float
 ) -> None:
     images, labels = batch
-    task = NetAugTask(copy.deepcopy(wide), F.cross_entropy, alpha=alpha, samples=samples, seed=7)
+    task = NetAugTask(
+        copy.deepcopy(wide), F.cross_entropy, alpha=alpha, samples=samples, kinds=KINDS, seed=7
+    )
     result = task(images, labels)
     result["loss"].backward()
 
