@@ -31,7 +31,7 @@ PROBES = (
     3  # runs at arbitrary sizes; each rules out a wrong product but for a chance of 1 in thousands
 )
 LARGEST = 5_000  # channels of a width in a probe
-DEGREE = 4  # axes in a product at most
+DEGREE = 6  # axes in a product at most
 
 
 @dataclass(frozen=True)

@@ -645,6 +645,40 @@ class ExpertConvs(nn.Module):
         return self.head(F.relu(self.norm3(self.last(x))).mean((2, 3)))
 
 
+class HyperNetwork(nn.Module):
+    """A kernel that another layer computes, for each sample its own; no norm behind it has as many channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.kernel = nn.Linear(4, 5 * 4 * 9)
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        n, channels, *space = x.shape
+        kernel = self.kernel(x.mean((2, 3))).view(-1, channels, 3, 3)
+        x = F.conv2d(x.reshape(1, n * channels, *space), kernel, padding=1, groups=n)
+        return self.head(F.relu(x).view(n, 5, *space).mean((2, 3)))
+
+
+class BilinearPooling(nn.Module):
+    """Products of the channels of two maps, three widths at once in the last one, and a fixed projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 2, 1)
+        self.norm = nn.BatchNorm1d(6)
+        self.register_buffer("projection", torch.randn(6, 4))
+        self.head, self.last = nn.Linear(4, 2), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, c = (F.relu(layer(x)).flatten(2) for layer in (self.a, self.b, self.c))
+        two = self.norm(torch.einsum("nat,nbt->nab", a, b).flatten(1))
+        three = torch.einsum("nat,nbt,nct->nabc", a, b, c).flatten(1)
+        return self.head(two @ self.projection) + self.last(three)
+
+
 class CutInHalvesAndThirds(nn.Module):
     """Channels of a depthwise multiplier, cut in two parts at one place and in three at another (EdgeNeXt)."""
 
@@ -1043,6 +1077,8 @@ WIDE = (
     Case("grouped convs", GroupedConvs, other=11, core=False, mixes=True),
     Case("gated halves", GatedHalves, other=11, core=False),
     Case("expert convs", ExpertConvs, other=11, core=False, mixes=True),
+    Case("hyper network", HyperNetwork, other=11, core=False, mixes=True),
+    Case("bilinear pooling", BilinearPooling, other=11, core=False),
     Case("cut in halves and thirds", CutInHalvesAndThirds, other=11, core=False),
     Case("pixel shuffled", PixelShuffled, other=10, core=False),
     Case("convnext block", ConvNextBlock, other=10, core=False, mixes=True),

@@ -46,6 +46,19 @@ def test_an_extracted_graph_refuses_inputs_that_go_another_way() -> None:
         network(torch.randn(2, 3, 48, 48))
 
 
+@pytest.mark.parametrize("traced", [1, 2])
+def test_kernels_of_each_sample_at_any_batch_size(traced: int) -> None:
+    case = next(case for case in CASES if case.name == "expert convs")
+    inputs = case.inputs(batch=traced)
+    wide = netaugfx.widen(case.build().eval(), example_inputs=inputs)
+    config = wide.max_config
+    network = netaugfx.extract(wide, config)
+    for batch in (1, 2, 5):
+        inputs = case.inputs(batch=batch)
+        assert torch.equal(network(*inputs), wide.at(config)(*inputs))
+        assert torch.equal(wide(*inputs), wide.base(*inputs))
+
+
 class Attention(nn.Module):
     """Channel counts read from shapes, as many write it."""
 

@@ -361,6 +361,7 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
     "affine grid": (warped, (X,), 1),
     "interpolate": (lambda x: F.interpolate(F.interpolate(x, size=(3, 5), mode="bicubic"), scale_factor=2), (X,), 1),
     "interpolate, 1-d and like": (lambda x, y: F.interpolate(x, size=y.shape[2:], mode="linear"), (MAP1, MAP1), 1),
+    "padded by its own number": (lambda x: F.pad(x, (0, 0, 0, 0, x.shape[1], 1)), (X,), 1),
     "pad modules": (nn.Sequential(nn.ReflectionPad2d(1), nn.CircularPad2d((1, 0, 2, 0))), (X,), 1),
     # element by element
     "like it": (lambda x: x * torch.full_like(x, x.shape[1] ** -0.5), (X,), 1),

@@ -101,6 +101,22 @@ def test_branch_on_a_size_is_a_guard():
     assert not even.matches((image()[0],))
 
 
+def test_what_torch_alone_reads_is_no_guard():
+    def by_sample(self, x):
+        n = x.shape[0]
+        weight = self.block.weight.repeat(n, 1, 1, 1)
+        y = F.conv2d(x.flatten(0, 1)[None], weight, groups=n)  # torch tries n as an integer
+        return torch.reshape(y, (n, -1))
+
+    def and_python(self, x):
+        return by_sample(self, x) + len(range(x.shape[0]))
+
+    block = nn.Conv2d(3, 4, 1)
+    assert not check(forward(by_sample, block=block), image()).guards
+    (guard,) = check(forward(and_python, block=block), image()).guards
+    assert guard.value == 2
+
+
 def test_same_padding():
     def same(self, x):
         pads = [max((-(-n // 2) - 1) * 2 + 3 - n, 0) for n in x.shape[-2:]]

@@ -85,6 +85,7 @@ class Solver:
         self.weights: dict[str, OpenAxis] = {}  # of convolution and linear layers: output channels
         self.touched: list[tuple[str, OpenAxis]] = []
         self.ordered: list[OpenAxis] = []
+        self.taken: list[OpenAxis] = []  # input channels of convolution and linear layers
         self.numbers: list[tuple[str, list[OpenAxis], OpenAxis]] = []
         self.computed: list[tuple[fx.Node, Typing, Path, list[OpenAxis]]] = []
         self.opaque: dict[str, str] = {}
@@ -272,6 +273,7 @@ class Solver:
             return _plain(value), {}
         typing.mixing.setdefault(node, []).extend(op.mixing)
         self.ordered += op.in_order
+        self.taken += op.taken
         if op.extra:
             typing.extra[node] = op.extra
         for name, axis, of in op.summed:
@@ -336,14 +338,16 @@ class Solver:
             counts: dict[Path, Any] = typing.counts.get(node, {})
             axis: OpenAxis = resolve(counts[path]) if path in counts else ()
             own = {v for v in variables(axis) if v.reason is None}
-            if not own or all(len(segment) == 1 for segment in axis):
+            if not own:
                 continue
             plain = [one for one in map(resolve, read) if not variables(one)]
             others = {v for one in read for v in variables(resolve(one)) if v.reason is None}
-            if others == own:
-                del counts[path]
-            elif not others and len(axis) == 1:
+            if plain and not others and len(axis) == 1:  # also B * C where B is 1 as yet
                 typing.scaled.setdefault(node, set()).add(path)
+            elif all(len(segment) == 1 for segment in axis):
+                continue
+            elif others == own:
+                del counts[path]
             elif plain:
                 for one in (axis, *read):
                     pin(
@@ -404,12 +408,16 @@ class Solver:
                         v.reason = "no Parameter makes these channels"
 
     def _alone(self) -> set[Var]:
-        """Return the variables that alone are an axis, or a part of one, along which a layer makes channels."""
-        return {
-            factors[0]
+        """Return the variables that alone are channels which a layer makes or takes in, or a part of them."""
+        made = [
+            axis
             for name, axes in self.parameters.items()
             for i, axis in enumerate(axes)
             if i not in self.summed.get(name, ())
+        ]
+        return {
+            factors[0]
+            for axis in (*made, *self.taken)
             for segment in resolve(axis)
             if len(factors := variables((segment,))) == 1
         }

@@ -90,6 +90,7 @@ class Op:
         self.layers: list[tuple[str | None, OpenAxis]] = []
         self.mixing: list[OpenAxis] = []
         self.in_order: list[OpenAxis] = []
+        self.taken: list[OpenAxis] = []
         self.extra: dict[str, Any] = {}
         self._parameter = parameter
 
@@ -158,6 +159,7 @@ class Op:
         """Say that `axis` of a Parameter takes in the channels `of` a tensor; it is no width where they cannot grow."""
         if elastic(of):
             self.unify(of, axis)
+            self.taken.append(axis)
         else:
             pin(axis, f"{self.where} takes in {_stiff(of)}")
             unify(of, axis, "")

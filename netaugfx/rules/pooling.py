@@ -100,10 +100,18 @@ PAD = ("input", "pad", "mode", "value")
 
 @register_rule(F.pad, torch._C._nn.pad)
 def pad(op: Op) -> tuple[OpenAxis, ...]:
-    """Zeros beside channels are segments of their own; any other padding of an elastic axis pins it."""
+    """Zeros beside channels are segments of their own, which follow the axis that their number is read of.
+
+    Any other padding of an elastic axis pins it.
+    """
     a = op.bind(*PAD, mode="constant", value=None)
     x, amounts, mode = a["input"], [int(n) for n in a["pad"]], a["mode"]
     axes = list(x.axes)
+    at = op.path("pad", *PAD)
+
+    def zeros(k: int) -> OpenAxis:
+        return op.lengths.get((*at, k), fixed(amounts[k])) if amounts[k] else ()
+
     for i in range(len(amounts) // 2):
         before, after = amounts[2 * i], amounts[2 * i + 1]
         axis = axes[-1 - i]
@@ -113,11 +121,7 @@ def pad(op: Op) -> tuple[OpenAxis, ...]:
             op.pin(axis, why="pads it")
             axes[-1 - i] = fixed(op.result.shape[-1 - i])
         else:
-            axes[-1 - i] = (
-                *(fixed(before) if before else ()),
-                *axis,
-                *(fixed(after) if after else ()),
-            )
+            axes[-1 - i] = (*zeros(2 * i), *axis, *zeros(2 * i + 1))
     return tuple(axes)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -59,6 +60,7 @@ class _Mode(TorchFunctionMode):
                 return result
         if getattr(func, "__name__", "") == "__get__":
             return getattr(tracer.proxy(tracer.create_arg(args[0])), func.__self__.__name__)
+        tracer.parsed(sys._getframe(1))
         if is_tensor_method_or_property(func):
             return tracer.create_proxy("call_method", func.__name__, args, kwargs)
         return tracer.create_proxy("call_function", func, args, kwargs)

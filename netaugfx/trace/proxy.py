@@ -96,7 +96,7 @@ class Value(fx.Proxy):
         return float(self.tracer.read(self, float))
 
     def __index__(self) -> int:
-        return int(self.tracer.read(self, operator.index))
+        return int(self.tracer.read(self, operator.index, sys._getframe(1)))
 
     def __len__(self) -> int:
         return int(self.tracer.read(self, len))
@@ -180,6 +180,7 @@ class Recorder(fx.proxy.TracerBase):
         self.attributes: dict[str, fx.Node] = {}
         self.constants: dict[str, Tensor] = {}
         self.guards: dict[tuple[fx.Node, str], Guard] = {}
+        self.indexed: list[tuple[int, int, tuple[fx.Node, str]]] = []  # frame, instruction, guard
         self.stack = [""]
         self.thread = threading.get_ident()
         self._inference = torch.is_inference_mode_enabled()
@@ -238,16 +239,35 @@ class Recorder(fx.proxy.TracerBase):
         atoms = (int, float, complex, torch.dtype, torch.device)
         return (Number if isinstance(node.meta["val"], atoms) else Value)(node, self)
 
-    def read(self, proxy: Any, convert: Callable[[Any], Any]) -> Any:
-        """What Python reads from `proxy`, recorded as a guard."""
+    def read(
+        self, proxy: Any, convert: Callable[[Any], Any], reader: FrameType | None = None
+    ) -> Any:
+        """What Python reads from `proxy`, recorded as a guard.
+
+        The instruction of `reader` may turn out to be a call of torch: see `parsed`.
+        """
         value = proxy.node.meta["val"]
         if isinstance(value, Tensor) and convert is not len:
             raise Untraceable(f"reads tensor data ({convert.__name__}) at {self.source()}")
         result = convert(value)
         if self.alive:
-            guard = Guard(proxy.node, result, self.source())
-            self.guards.setdefault((proxy.node, f"{type(result)} {result}"), guard)
+            key = (proxy.node, f"{type(result)} {result}")
+            if key not in self.guards:
+                self.guards[key] = Guard(proxy.node, result, self.source())
+                if reader is not None:
+                    self.indexed.append((id(reader), reader.f_lasti, key))
         return result
+
+    def parsed(self, caller: FrameType) -> None:
+        """Drop the guards of what only torch read: its parser of arguments tries `groups=n` as an integer.
+
+        Args:
+            caller: the frame that calls the function of torch, whose node will hold the proxies.
+        """
+        for frame, instruction, key in self.indexed:
+            if (frame, instruction) == (id(caller), caller.f_lasti):
+                del self.guards[key]
+        self.indexed.clear()
 
     def create_arg(self, a: Any) -> Any:
         """Turn an argument into what a node may hold; tensors become `get_attr` nodes."""

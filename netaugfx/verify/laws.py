@@ -265,7 +265,8 @@ class _Judge:
             for name, summed in plan.contracted.items():
                 path, _, leaf = name.rpartition(".")
                 for axis in summed:
-                    block = wide.rooms.room(path)._parameters.get(f"{leaf}_axis{axis}")
+                    room, key = wide.rooms.room(path), f"{leaf}_axis{axis}"
+                    block = room._parameters.get(key, room._buffers.get(key))
                     if block is not None:
                         block.zero_()
             for program in self.programs:

@@ -34,6 +34,9 @@ def cut_augmented_inputs(wide: Any) -> int:
             with torch.no_grad():
                 block.zero_()
             cut += 1
+    for name, block in wide.rooms.named_buffers():
+        if name.endswith("projection_axis0"):  # x @ projection
+            block.zero_()
     return cut
 
 
