@@ -60,8 +60,8 @@ PARTS: dict[str, tuple[str, ...]] = {
         "netaug:kinds=inner:factor=1.5",
         GROWN,
         "netaug:kinds=inner:factor=3",
-        "netaug:factor=2",
-        "netaug",
+        "netaug:kinds=stream+inner:factor=2",
+        "netaug:kinds=stream+inner:factor=3",
         AUTHORS,
     ),
     "regularisers": (

@@ -40,6 +40,7 @@ from scipy import stats
 from search_tables import WANTED, as_markdown
 
 import netaugfx
+from netaugfx.plan import KINDS
 from recipes.augment import key, plain_loader
 from recipes.spos import SCORES, Images, Result, build_score, search
 from recipes.spos.budget import Ceiling
@@ -64,6 +65,7 @@ class Evidence:
             batch_size=options.batch_size,
             lr=options.lr,
             channels_last=True,
+            kinds=KINDS,
         )
         self.file = self.out / "scores.json"
         self.known = json.loads(self.file.read_text()) if self.file.exists() else {}

@@ -1,7 +1,7 @@
 """`netaugfx train --compare ARMS --seeds LIST`: several ways to train, side by side.
 
 An arm is a name in `ARMS`, or several joined by +, as netaug+mixup; behind a colon, it sets a field
-of TrainConfig, as netaug:alpha=0.5:kinds=inner. Each arm and seed is a run in OUT/ARM-SEED; a
+of TrainConfig, as netaug:alpha=0.5:kinds=stream+inner. Each arm and seed is a run in OUT/ARM-SEED; a
 comparison that was stopped goes on where it was. OUT/comparison.json and .png hold the outcome.
 
 Source: H. Cai, C. Gan, J. Lin, S. Han, "Network Augmentation for Tiny Deep Learning", ICLR 2022,
@@ -73,7 +73,7 @@ def _value(name: str, text: str) -> Any:
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        value = (text,) if name in ("kinds", "keep") else text
+        value = tuple(text.split("+")) if name in ("kinds", "keep") else text
     default = TrainConfig.__dataclass_fields__[name].default
     if isinstance(default, int | float) and not isinstance(value, int | float):
         raise RunError(f"--compare: {name} is a number, as {default}; got {text!r}.")
