@@ -242,7 +242,8 @@ def choose(axes: Iterable[OpenAxis], widths: set[Var]) -> None:
                 )
                 grows.add(factors[best])
                 for v in factors[:best] + factors[best + 1 :]:
-                    v.reason = ONE_FACTOR if v.size > 1 else v.reason or ONE_FACTOR
+                    if v.reason is None or (v.size > 1 and v not in widths):
+                        v.reason = ONE_FACTOR
 
 
 def _times(factors: list[OpenFactor], n: int) -> None:
