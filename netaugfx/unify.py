@@ -205,6 +205,10 @@ def _resolve(segment: OpenSegment) -> list[OpenSegment]:
         rest = segment[i + 1 :]
         if len(parts) == 1:
             return _resolve((*done, *parts[0], *rest))
+        before, inside = _grow(done), [v for part in parts for v in _grow(part)]
+        if before and (not inside or min(before) < min(inside)):  # the older is some layer's width
+            pin(parts, "it is cut into parts, and each channel of another width has them all")
+            return _resolve((*done, factor.size, *rest))
         inner = [s for part in parts for s in _resolve((*part, *rest))]
         for v in (f for f in done if isinstance(f, Var)):
             v.reason = v.reason or "it multiplies a concatenation"
@@ -215,6 +219,11 @@ def _resolve(segment: OpenSegment) -> list[OpenSegment]:
             return [(_length(segment),)]
         return inner * outer
     return [tuple(done) or (1,)]
+
+
+def _grow(factors: Iterable[OpenFactor]) -> list[int]:
+    """Return the ages of the variables among `factors` that may grow."""
+    return [f.order for f in factors if isinstance(f, Var) and f.reason is None]
 
 
 def choose(axes: Iterable[OpenAxis], widths: set[Var]) -> None:

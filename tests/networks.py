@@ -662,6 +662,22 @@ class HyperNetwork(nn.Module):
         return self.head(F.relu(x).view(n, 5, *space).mean((2, 3)))
 
 
+class DynamicReLU(nn.Module):
+    """The largest of two linear functions of each channel, whose slopes and offsets the image gives (DyReLU-B)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 5, 1)
+        self.first, self.second = nn.Linear(5, 3), nn.Linear(3, 5 * 4)
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        given = torch.sigmoid(self.second(F.relu(self.first(x.mean((2, 3)))))).view(-1, 5, 4)
+        lines = x.permute(2, 3, 0, 1)[..., None] * given[:, :, :2] + given[:, :, 2:]
+        return self.head(lines.amax(-1).permute(2, 3, 0, 1).mean((2, 3)))
+
+
 class BilinearPooling(nn.Module):
     """Products of the channels of two maps, three widths at once in the last one, and a fixed projection."""
 
@@ -1078,6 +1094,7 @@ WIDE = (
     Case("gated halves", GatedHalves, other=11, core=False),
     Case("expert convs", ExpertConvs, other=11, core=False, mixes=True),
     Case("hyper network", HyperNetwork, other=11, core=False, mixes=True),
+    Case("dynamic relu", DynamicReLU, other=11, core=False),
     Case("bilinear pooling", BilinearPooling, other=11, core=False),
     Case("cut in halves and thirds", CutInHalvesAndThirds, other=11, core=False),
     Case("pixel shuffled", PixelShuffled, other=10, core=False),
