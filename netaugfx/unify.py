@@ -22,15 +22,19 @@ class Var:
         size: In the base.
         literal: Whether the source spells it out, so that another factor of a product had better grow.
         given: Whether it is a width of a plan, which is not refined into a product.
+        own: Whether it is a whole axis of a Parameter.
     """
 
-    __slots__ = ("bound", "given", "literal", "order", "reason", "size")
+    __slots__ = ("bound", "given", "literal", "order", "own", "reason", "size")
     count = 0
 
-    def __init__(self, size: int, literal: bool = False, given: bool = False) -> None:
+    def __init__(
+        self, size: int, literal: bool = False, given: bool = False, own: bool = False
+    ) -> None:
         self.size = size
         self.literal = literal
         self.given = given
+        self.own = own
         self.bound: OpenAxis | None = None
         self.reason: str | None = None  # why it is pinned
         Var.count += 1
@@ -205,8 +209,8 @@ def _resolve(segment: OpenSegment) -> list[OpenSegment]:
         rest = segment[i + 1 :]
         if len(parts) == 1:
             return _resolve((*done, *parts[0], *rest))
-        before, inside = _grow(done), [v for part in parts for v in _grow(part)]
-        if before and (not inside or min(before) < min(inside)):  # the older is some layer's width
+        before, inside = _growing(done), [v for part in parts for v in _growing(part)]
+        if any(v.own for v in before) and not any(v.own for v in inside):
             pin(parts, "it is cut into parts, and each channel of another width has them all")
             return _resolve((*done, factor.size, *rest))
         inner = [s for part in parts for s in _resolve((*part, *rest))]
@@ -221,9 +225,9 @@ def _resolve(segment: OpenSegment) -> list[OpenSegment]:
     return [tuple(done) or (1,)]
 
 
-def _grow(factors: Iterable[OpenFactor]) -> list[int]:
-    """Return the ages of the variables among `factors` that may grow."""
-    return [f.order for f in factors if isinstance(f, Var) and f.reason is None]
+def _growing(factors: Iterable[OpenFactor]) -> list[Var]:
+    """Return the variables among `factors` that may grow."""
+    return [f for f in factors if isinstance(f, Var) and f.reason is None]
 
 
 def choose(axes: Iterable[OpenAxis], widths: set[Var]) -> None:
@@ -416,4 +420,5 @@ def _bind(f: OpenFactor, g: OpenFactor, reason: str) -> None:
     first, second = (f, g) if f.order < g.order else (g, f)
     first.reason = first.reason or second.reason
     first.literal = first.literal or second.literal
+    first.own = first.own or second.own
     second.bound = ((first,),)

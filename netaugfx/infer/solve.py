@@ -18,7 +18,7 @@ from ..errors import GuardError, PlanError
 from ..plan import Plan
 from ..rules import Call, NoRule, Op, Path, Ref, Typed, layer_of, rule_of
 from ..trace import Traced, is_plain
-from ..unify import OpenAxis, Var, choose, elastic, fixed, free, length, pin, resolve, variables
+from ..unify import OpenAxis, Var, choose, elastic, fixed, length, pin, resolve, variables
 from .lengths import READS, argument, axes_read, derived, lengths_of
 
 OUTPUT = "it is an output of the network"
@@ -77,7 +77,9 @@ class Solver:
         self.root = root
         self.modules: dict[str, nn.Module] = dict(root.named_modules(remove_duplicate=False))
         self.plan = plan
-        self.seeds = {w.name: Var(w.base, given=True) for w in plan.widths} if plan else {}
+        self.seeds = (
+            {w.name: Var(w.base, given=True, own=True) for w in plan.widths} if plan else {}
+        )
         self.parameters: dict[str, tuple[OpenAxis, ...]] = {}
         self.summed: dict[str, set[int]] = {}
         self.summed_factors: list[tuple[str, int, OpenAxis]] = []
@@ -100,7 +102,8 @@ class Solver:
             if self.plan is None:
                 plain = self._plain_axes(name, tensor)
                 self.parameters[name] = tuple(
-                    fixed(n) if i in plain else free(n) for i, n in enumerate(tensor.shape)
+                    fixed(n) if i in plain else ((Var(n, own=True),),)
+                    for i, n in enumerate(tensor.shape)
                 )
             else:
                 axes = self.plan.axes.get(name)
