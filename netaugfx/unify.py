@@ -210,7 +210,7 @@ def _resolve(segment: OpenSegment) -> list[OpenSegment]:
         if len(parts) == 1:
             return _resolve((*done, *parts[0], *rest))
         before, inside = _growing(done), [v for part in parts for v in _growing(part)]
-        if any(v.own for v in before) and not any(v.own for v in inside):
+        if any(v.own for v in before) and all(v.literal and not v.own for v in inside):
             pin(parts, "it is cut into parts, and each channel of another width has them all")
             return _resolve((*done, factor.size, *rest))
         inner = [s for part in parts for s in _resolve((*part, *rest))]
@@ -307,7 +307,7 @@ def _cut(segment: OpenSegment, n: int, reason: str) -> OpenAxis:
         if n % step:
             pin((segment,), reason)
             return ((Stiff(n, reason),), (Stiff(_length(segment) - n, reason),))
-        head, tail = Var(n // step), Var(outer.size - n // step)
+        head, tail = Var(n // step, outer.literal), Var(outer.size - n // step, outer.literal)
         outer.bound = ((head,), (tail,))
         return ((head, *inner), (tail, *inner))
     if not inner:
