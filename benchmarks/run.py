@@ -5,7 +5,7 @@
 
 Seconds of one epoch, medians; baseline and NetAug in turn, in one process and in two on gloo with half the batch each.
   data      the loader alone: read, decode, augment, collate, to device
-  baseline  an epoch of training;  netaug: likewise with NetAug, factor 3 and diversity 2;  the data are within them
+  baseline  an epoch of training;  netaug: likewise with NetAug as it comes;  the data are within them
   validate  the base on the validation images, once an epoch in either
 NetAug's overhead on the run is (netaug + validate) / (baseline + validate) - 1. Seconds "of each process" are those
 that it has the core for, of two processes the mean; those by the clock are the slower process's.
