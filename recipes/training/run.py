@@ -20,7 +20,7 @@ from recipes.models import check_logits
 from recipes.netaug import sample_uniformly
 from recipes.training.checkpoint import load_checkpoint, save_checkpoint
 from recipes.training.config import TrainConfig
-from recipes.training.growth import widen
+from recipes.training.growth import kinds_of, widen
 from recipes.training.ingredients import (
     BaseAverage,
     build_optimizer,
@@ -113,8 +113,11 @@ def set_up(
     sampler = sample_uniformly
     if config.grows:
         model, sampler = widen(model, config, example)
+        kinds = kinds_of(config, model)
+        grows = sum(width.kind in kinds for width in model.widths.values())
         console.print(
-            f"{len(model.widths)} widths grow, elastic share {model.elastic_share:.3f}, "
+            f"{grows} of {len(model.widths)} widths grow ({' and '.join(kinds)}), "
+            f"elastic share {model.elastic_share:.3f}, "
             f"{len(model.pinned)} pinned (netaugfx inspect says why)",
             highlight=False,
             soft_wrap=True,

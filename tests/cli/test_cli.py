@@ -69,7 +69,8 @@ def test_train(capsys: pytest.CaptureFixture[str], method: str) -> None:
     if method == "baseline":
         lines = [said, *lines]
     else:
-        assert said == "2 widths grow, elastic share 1.000, 1 pinned (netaugfx inspect says why)"
+        grow = "2 of 2 widths grow (stream), elastic share 1.000"
+        assert said == f"{grow}, 1 pinned (netaugfx inspect says why)"
     assert re.match(r"epoch   1/2  lr 0\.0100  train loss \d\.\d+.* top-1 .* val loss", lines[0])
     assert re.match(r"run/base\.safetensors: top-1 \d+\.\d\d %, top-5 100\.00 %", lines[-1])
     assert (Path("run") / "base.safetensors").exists()
