@@ -78,14 +78,11 @@ def extent(
     for segment in axis:
         f = segment[0]
         if len(segment) == 1 and isinstance(f, str):
-            stretches: Iterable[tuple[bool, int, int, int]] = (
-                (False, base[f], config[f], largest[f]),
-            )
+            stretches: Iterable[tuple[int, int, int]] = ((base[f], config[f], largest[f]),)
         else:
             stretches = _stretches(segment, base, config, largest)
-        for new, b, c, m in stretches:
-            if not new:
-                _add(runs, False, base_at, b)
+        for b, c, m in stretches:
+            _add(runs, False, base_at, b)
             if c > b:
                 _add(runs, True, new_at, c - b)
             if c:
@@ -100,29 +97,23 @@ def _stretches(
     config: Mapping[str, int],
     largest: Mapping[str, int],
     new: bool = False,
-) -> Iterator[tuple[bool, int, int, int]]:
-    """Yield `segment` as stretches that grow at their end: whether all is new, and the three lengths of each."""
-    names = [k for k, f in enumerate(segment) if isinstance(f, str)]
-    inner = prod(f for f in segment[names[-1] + 1 if names else 0 :] if isinstance(f, int))
-    if not names:
-        yield new, 0 if new else inner, inner, inner
+) -> Iterator[tuple[int, int, int]]:
+    """Yield the lengths, at the three sizes, of stretches that grow at their end; all of a `new` one is new."""
+    k = next((k for k, f in enumerate(segment) if isinstance(f, str)), len(segment) - 1)
+    outer, own, rest = segment[:k], (segment[k : k + 1],), segment[k + 1 :]
+    b, c, m = 0 if new else size(own, base), size(own, config), size(own, largest)
+    if not any(isinstance(f, str) for f in rest):
+        inner = size((rest,), base)
+        for _ in range(size((outer,), base)):
+            yield b * inner, c * inner, m * inner
         return
-    name = str(segment[names[0]])
-    b, c, m = base[name], config[name], largest[name]
-    outer = prod(f for f in segment[: names[0]] if isinstance(f, int))
-    if len(names) == 1:
-        b = 0 if new else b
-        for _ in range(outer):
-            yield new, b * inner, c * inner, m * inner
-        return
-    rest = segment[names[0] + 1 :]
     whole = size((rest,), largest)
-    old = list(_stretches(rest, base, config, largest, new))
+    old = [] if new else list(_stretches(rest, base, config, largest))
     added = list(_stretches(rest, base, config, largest, True))
-    for _ in range(outer):
-        for k in range(c):
-            yield from added if k >= b else old
-        yield True, 0, 0, (m - c) * whole
+    for _ in range(size((outer,), base)):
+        for i in range(c):
+            yield from old if i < b else added
+        yield 0, 0, (m - c) * whole
 
 
 def _add(runs: list[Run], new: bool, start: int, length: int) -> None:

@@ -75,6 +75,29 @@ class Restless(nn.Module):
         return self.head(self.body(x).mean((2, 3)))
 
 
+class FiveWidths(nn.Module):
+    """A linear map from the products of three layers' channels to those of two widths of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv1d(3, 2, 1) for _ in range(3))
+        self.kernel = nn.Parameter(torch.randn(3, 2, 2, 2, 2))
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.einsum("nat,nbt,nct->nabc", self.a(x), self.b(x), self.c(x)).flatten(1)
+        o, p, a, b, c = self.kernel.shape
+        return self.head(F.linear(y, self.kernel.reshape(o * p, a * b * c)))
+
+
+def test_a_product_of_five_widths_is_within_a_budget() -> None:
+    wide = netaugfx.widen(FiveWidths(), example_inputs=torch.zeros(2, 3, 6))
+    config = wide.sample(torch.Generator().manual_seed(0), budget=1.5)
+    assert wide.macs(config) <= 1.5 * wide.macs(wide.base_config)
+    largest = netaugfx.extract(wide, wide.max_config)
+    assert wide.macs(wide.max_config) == counted(largest, (torch.zeros(1, 3, 6),))
+
+
 def test_another_image_size_may_take_another_graph() -> None:
     wide = netaugfx.widen(Restless(), example_inputs=torch.zeros(2, 3, 8, 8), verify=False)
     for side, body in ((8, 8), (16, 8), (8, 8), (32, 16)):

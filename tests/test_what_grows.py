@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import netaugfx
-from tests.networks import CORE, WHOLE, Case
+from tests.networks import CASES, CORE, WHOLE, Case
 from tests.real import REAL
 
 # name: the widths that grow, the widths that are pinned (network outputs left out)
@@ -108,6 +108,22 @@ def test_both_factors_of_a_computed_weight_grow() -> None:
     assert {w.name: w.base for w in plan.widths} == {"stem": 4, "route": 2, "experts": 5}
     assert plan.axes["experts"] == ((("route",),), (("experts", "stem"),))
     assert set(plan.pinned) == {"head"}
+
+
+@pytest.mark.parametrize(
+    ("name", "widths", "pinned"),
+    [
+        ("hyper network", {"stem", "kernel"}, {"head"}),
+        ("bilinear pooling", {"a", "b", "c"}, {"projection", "head"}),
+        ("dynamic relu", {"stem", "first"}, {"second", "head"}),
+    ],
+)
+def test_products_of_widths_grow(name: str, widths: set[str], pinned: set[str]) -> None:
+    case = next(case for case in CASES if case.name == name)
+    wide = netaugfx.widen(case.build(), example_inputs=case.inputs())  # verification pins nothing
+    assert set(wide.widths) == widths
+    assert set(wide.pinned) <= pinned
+    assert wide.elastic_share == 1.0
 
 
 class Detector(nn.Module):
