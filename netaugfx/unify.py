@@ -8,7 +8,7 @@ where a variable may also be cut into a sum or refined into a product.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import gcd, prod
 
 MAX_SEGMENTS = 256  # beyond this an interleaved axis is pinned instead of spelt out
@@ -93,6 +93,14 @@ def free(n: int) -> OpenAxis:
 def length(axis: OpenAxis) -> int:
     """Return the length of `axis` in the base."""
     return sum(_length(segment) for segment in axis)
+
+
+def length_at(axis: OpenAxis, sizes: Mapping[Var, int]) -> int:
+    """Return the length of `axis` if its variables had other `sizes`; those that are not among them keep theirs."""
+    return sum(
+        prod(f if isinstance(f, int) else sizes.get(f, f.size) for f in segment)
+        for segment in resolve(axis)
+    )
 
 
 def _length(segment: OpenSegment) -> int:

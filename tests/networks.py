@@ -516,6 +516,28 @@ class ShapeArithmetic(nn.Module):
         return self.head(x * (x.shape[1] ** 0 + len(x.shape)))
 
 
+class Asserts(nn.Module):
+    """Asserts of lengths: one that any width keeps, one that four groups keep, one that no other width keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.any = nn.Conv2d(3, 4, 3)
+        self.fours = nn.Conv2d(4, 8, 1)
+        self.eights = nn.Conv2d(8, 8, 1)
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.any(x))
+        torch._assert(x.dim() == 4 and x.shape[1] > 2, "an image was expected")
+        x = self.fours(x)
+        batch, channels, *space = x.shape
+        torch._assert(channels % 4 == 0, "channels must be a multiple of 4")
+        x = F.relu(x.view(batch, 4, channels // 4, *space).flip(1).reshape(x.shape))
+        x = F.relu(self.eights(x))
+        torch._assert(x.size(1) % 8 == 0, "channels must be a multiple of 8")
+        return self.head(x)
+
+
 class ConcatThenNorm(nn.Module):
     """Maps are concatenated, then normed, then flattened into a linear layer (DenseNet)."""
 
@@ -1075,6 +1097,7 @@ CORE = (
     Case("inplace alias", InplaceAlias, other=11),
     Case("shape arithmetic", ShapeArithmetic, other=11),
     Case("same padded", SamePadded, other=11),
+    Case("asserts", Asserts, other=11),
     Case("channel padded", ChannelPadded, other=11),
     Case("checkpointed", Checkpointed, other=11),
     Case("reserved", Reserved, other=11),

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import netaugfx
-from tests.networks import CASES, CORE, WHOLE, Case
+from tests.networks import CASES, CORE, WHOLE, Asserts, Case
 from tests.real import REAL
 
 # name: the widths that grow, the widths that are pinned (network outputs left out)
@@ -37,6 +37,7 @@ TRAPS = {
     "watched": ("conv block.0", ""),
     "inplace alias": ("stem", ""),
     "shape arithmetic": ("conv1 conv2", ""),
+    "asserts": ("any fours", "eights"),
     "same padded": ("conv1 conv3", ""),
     "checkpointed": ("stem block.0", ""),
     "reserved": ("augmented base.0 plan sample example", ""),
@@ -147,6 +148,7 @@ APART = "it leaves '{}', which is traced apart, since the model around it cannot
     [
         (CutUnevenly(), {"depthwise": "chunk() (test_what_grows.py) cuts it into 2 equal parts, which its 3 groups of "
                                       "2 channels do not divide into"}),
+        (Asserts(), {"eights": "_assert() (networks.py) does not hold at other sizes"}),
         (Detector(), {"backbone.2": APART.format("backbone"), "head.1": APART.format("head"),
                       "head.0": "'0' (container.py) combines it with channels that no layer makes: an input"}),
     ],

@@ -44,12 +44,14 @@ def infer(
     typings = [solver.graph(traced) for traced in traces]
     if plan is not None:
         solver.keep_numbers()
+        solver.keep_assertions()
         solver.check()
         names = {v: name for name, v in solver.seeds.items()}
         return plan, [name_typing(typing, names) for typing in typings]
     solver.require_makers()
     solver.choose()
     solver.keep_numbers()
+    solver.keep_assertions()
     solver.keep(keep, traces[0].root)
     names = names_of(solver)
     by_name = {name: v for v, name in names.items()}

@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx
 
 from ..rules import Path, Typed
-from ..unify import OpenAxis
+from ..unify import OpenAxis, Var, length_at
 
 READS: frozenset[Any] = frozenset({operator.getitem, "size", getattr})
 RANKS = {"dim", "ndim", "ndimension", "dtype", "device", "is_floating_point", "element_size"}
@@ -80,6 +80,25 @@ def axes_read(node: fx.Node, typed: Mapping[fx.Node, Any]) -> list[OpenAxis]:
         elif node.target not in RANKS and not (node.target is getattr and node.args[1] in RANKS):
             found += tensor.axes
     return found
+
+
+def number_at(node: Any, typed: Mapping[fx.Node, Any], sizes: Mapping[Var, int]) -> Any:
+    """Return what a number that is computed from lengths would be if widths had other `sizes`."""
+    if not isinstance(node, fx.Node):
+        return node
+    axis, axes = length_read(node, typed), shape_read(node, typed)
+    if axis is not None:
+        return length_at(axis, sizes)
+    if axes is not None:
+        return tuple(length_at(one, sizes) for one in axes)
+    if any(isinstance(typed.get(source), Typed) for source in node.all_input_nodes):
+        return node.meta["val"]  # a number of dimensions, a dtype, a count of all elements
+    args, kwargs = fx.node.map_arg(
+        (node.args, dict(node.kwargs)), lambda n: number_at(n, typed, sizes)
+    )
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    return node.target(*args, **kwargs) if callable(node.target) else node.meta["val"]
 
 
 def derived(node: fx.Node, without: frozenset[Any] = frozenset()) -> frozenset[Path]:

@@ -19,7 +19,7 @@ from ..plan import Plan
 from ..rules import Call, NoRule, Op, Path, Ref, Typed, layer_of, rule_of
 from ..trace import Traced, is_plain
 from ..unify import OpenAxis, Var, choose, elastic, fixed, length, pin, resolve, variables
-from .lengths import READS, argument, axes_read, derived, lengths_of
+from .lengths import READS, argument, axes_read, derived, lengths_of, number_at
 
 OUTPUT = "it is an output of the network"
 LAYERS_OWN = {"weight", "bias", "in_proj_weight", "in_proj_bias", "running_mean", "running_var"}
@@ -90,6 +90,7 @@ class Solver:
         self.taken: list[OpenAxis] = []  # input channels of convolution and linear layers
         self.numbers: list[tuple[str, list[OpenAxis], OpenAxis]] = []
         self.computed: list[tuple[fx.Node, Typing, Path, list[OpenAxis]]] = []
+        self.asserted: list[tuple[fx.Node, Mapping[fx.Node, Any]]] = []
         self.opaque: dict[str, str] = {}
 
     def parameter(self, name: str) -> Typed | None:
@@ -207,6 +208,8 @@ class Solver:
         if not writes and not any(isinstance(v, Tensor) for v in tree_leaves(value)):
             if inputs and not _harmless(node):
                 self._pin(inputs, f"{where(node)} has no rule")
+            if node.target is torch._assert:
+                self.asserted.append((node, typed))
             return value, {}
         target: Any = node.target
         parameter = None
@@ -365,6 +368,19 @@ class Solver:
             ):
                 for axis in axes:
                     pin(axis, f"{here} computes with its length and that of another axis at once")
+
+    def keep_assertions(self) -> None:
+        """Pin the widths that would break what the forward asserts of its lengths (`torch._assert(C % 32 == 0)`)."""
+        for node, typed in self.asserted:
+            condition: Any = node.args[0] if node.args else node.kwargs["condition"]
+            read = [] if not isinstance(condition, fx.Node) else axes_read(condition, typed)
+            growing = {v for axis in read for v in variables(resolve(axis)) if v.reason is None}
+            for step in (1, 2, 3):  # no two widths grow by the same
+                sizes = {v: v.size + step + 3 * i for i, v in enumerate(growing)}
+                if growing and not number_at(condition, typed, sizes):
+                    for axis in read:
+                        pin(axis, f"{where(node)} does not hold at other sizes")
+                    break
 
     def check(self) -> None:
         """Raise if a width of the given plan had to be bound or pinned."""

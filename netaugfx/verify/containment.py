@@ -149,14 +149,18 @@ class _Subnet(_Graph):
     def _restricted(self, origin: fx.Node) -> Any:
         """Return what the base's operator makes of the base channels that reach it here."""
 
+        def part(t: Any, axes: Any, base: Any) -> Any:
+            if isinstance(t, tuple | list) and axes is not None:  # what split() and topk() return
+                return tuple(part(*one) for one in zip(t, axes, base, strict=True))
+            if not isinstance(t, Tensor) or axes is None:
+                return base.clone() if isinstance(base, Tensor) else base
+            own = base_part(t, axes, self.plan, self.config, self.cache)
+            return own.clone() if own is t else own
+
         def argument(n: fx.Node) -> Any:
-            t = self.env.get(self.made[n]) if n in self.made else None
-            axes = self.axes.get(n)
-            if not isinstance(t, Tensor) or axes is None or n.op == "get_attr":
-                value = self.base.values[n]
-                return value.clone() if isinstance(value, Tensor) else value
-            part = base_part(t, axes, self.plan, self.config, self.cache)
-            return part.clone() if part is t else part
+            made = n in self.made and n.op != "get_attr"
+            t = self.env.get(self.made[n]) if made else None
+            return part(t, self.axes.get(n), self.base.values[n])
 
         args, kwargs = fx.node.map_arg((origin.args, dict(origin.kwargs)), argument)
         return getattr(self.base, origin.op)(origin.target, args, kwargs)

@@ -74,6 +74,27 @@ def check_lawful(source: Source, growth: Growth, **arguments: Any) -> None:
     measure.close_output(found, measure.run(model, model, inputs), f"law 4 at {config}")
 
 
+class Magnifies(nn.Module):
+    """Rounding grows beyond any tolerance, as behind many batch norms of two values; then the result is cut."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Linear(3, channels)
+        self.mix = nn.Linear(channels, channels)
+        self.head = nn.Linear(channels // 2, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.mix(self.stem(x)).mul(1e10).sin().chunk(2, 1)
+        return self.head(left * right)
+
+
+@pytest.mark.parametrize("channels", [18, 22, 26, 30])
+def test_verification_is_not_misled_by_rounding(channels: int) -> None:
+    model, x = Case("", lambda: Magnifies(channels)).build(), torch.zeros(2, 3)
+    wide = netaugfx.widen(model, example_inputs=x, factor=1.5, verify=False)
+    assert netaugfx.verify(wide, [wide.max_config])
+
+
 @few
 @given(networks(unknown=True), growths)
 def test_random_networks_with_an_unknown_operator(spec: NetworkSpec, growth: Growth) -> None:
