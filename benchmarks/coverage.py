@@ -6,7 +6,8 @@
 
 For every name: plan; widen by 1.5 with verification off; law 1 on the copy; laws 2, 3 and 4 by `netaugfx.verify` on
 widths that each grow by another amount. Each model has a process of its own, bounded in time and memory. Results go to
-OUT.jsonl as they come, a second run goes on where the first stopped, and OUT.md is written from them at the end.
+OUT.jsonl as they come, a second run goes on where the first stopped (and with --against completes its rows), and OUT.md
+is written from them at the end.
 With --plans, and above --most-parameters, the plan alone is made, on the meta device. --against torch-pruning says
 beside it whether that package prunes half of the model's channels and the model then runs, within 30 seconds.
 
@@ -232,14 +233,17 @@ def table(rows: list[dict[str, Any]]) -> str:
             if against
             else []
         ),
-        "| model | parameters | image | widths | elastic share | pinned (other than outputs) | plan (s) | verdict |",
-        "| --- | ---: | ---: | ---: | ---: | --- | ---: | --- |",
+        "| model | parameters | image | widths | elastic share | pinned (other than outputs) | plan (s) | verdict |"
+        + " torch-pruning |" * bool(against),
+        "| --- | ---: | ---: | ---: | ---: | --- | ---: | --- |" + " --- |" * bool(against),
     ]
     for r in rows:
         why = "; ".join(f"{n} x {text}" for text, n in r.get("pinned", {}).items())
+        other = re.sub(r"[|\s]+", " ", r.get("torch_pruning", ""))[:60]
         lines.append(
             f"| {r['model']} | {r.get('parameters', 0):,} | {r.get('side', '')} | {r.get('widths', '')} | "
             f"{r.get('share', '')} | {why} | {r.get('plan_seconds', '')} | {r['verdict'].replace('|', '/')} |"
+            + f" {other} |" * bool(against)
         )
     return "\n".join(lines) + "\n"
 
@@ -271,27 +275,30 @@ def main() -> None:
     options = parser.parse_args()
     log = options.out.with_suffix(".jsonl")
     log.parent.mkdir(parents=True, exist_ok=True)
-    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    seen = {row["model"] for row in rows}
+    lines = log.read_text().splitlines() if log.exists() else []
+    found = {row["model"]: row for row in map(json.loads, lines)}  # of two lines the later one
     k, n = map(int, options.part.split("/"))
 
     def row_of(name: str) -> dict[str, Any]:
         bounds = options.seconds, options.gigabytes
-        row = isolated(name, partial(judge, name, options.most_parameters, options.plans), *bounds)
+        work_on = partial(judge, name, options.most_parameters, options.plans)
+        row = found.get(name) or isolated(name, work_on, *bounds)
         if options.against:
             other = isolated(name, lambda: {"verdict": pruned(name)}, 30.0, options.gigabytes)
             row["torch_pruning"] = other["verdict"]
         return row
 
-    names = [name for name in names_of(options.names)[k::n] if name not in seen]
+    last = "torch_pruning" if options.against else "model"
+    names = [name for name in names_of(options.names)[k::n] if last not in found.get(name, {})]
     with ThreadPoolExecutor(options.processes) as pool:
         for row in pool.map(row_of, names):
-            rows.append(row)
+            found[row["model"]] = row
             with log.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(
                 row["model"], row.get("share"), row.get("plan_seconds"), row["verdict"], flush=True
             )
+    rows = list(found.values())
     options.out.with_suffix(".md").write_text(table(rows))
     wrong = [
         f"{row['model']}: {row['verdict']}, share {row.get('share')}"
