@@ -243,7 +243,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         lines.append(
             f"| {r['model']} | {r.get('parameters', 0):,} | {r.get('side', '')} | {r.get('widths', '')} | "
             f"{r.get('share', '')} | {why} | {r.get('plan_seconds', '')} | {r['verdict'].replace('|', '/')} |"
-            + f" {other} |" * bool(against)
+            + f" {other} |"
+            * bool(against)
         )
     return "\n".join(lines) + "\n"
 

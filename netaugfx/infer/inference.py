@@ -14,6 +14,7 @@ from ..trace import Traced
 from ..unify import Var, pin, resolve, variables
 from .flow import flow
 from .naming import kinds_of, name_axis, name_typing, names_of, share_of, spans_of
+from .settle import choose_factors, pin_asserted, pin_kept, pin_numbers, pin_unmade, refuse_pins
 from .solve import Solver, Typing
 
 
@@ -43,16 +44,16 @@ def infer(
     solver = Solver(traces[0].root, plan)
     typings = [solver.graph(traced) for traced in traces]
     if plan is not None:
-        solver.keep_numbers()
-        solver.keep_assertions()
-        solver.check()
+        pin_numbers(solver)
+        pin_asserted(solver)
+        refuse_pins(solver)
         names = {v: name for name, v in solver.seeds.items()}
         return plan, [name_typing(typing, names) for typing in typings]
-    solver.require_makers()
-    solver.choose()
-    solver.keep_numbers()
-    solver.keep_assertions()
-    solver.keep(keep, traces[0].root)
+    pin_unmade(solver)
+    choose_factors(solver)
+    pin_numbers(solver)
+    pin_asserted(solver)
+    pin_kept(solver, keep, traces[0].root)
     names = names_of(solver)
     by_name = {name: v for v, name in names.items()}
     for name, reason in pins.items():
