@@ -281,7 +281,10 @@ class WideModel(nn.Module):
             model = meta_copy(self.base).eval()
             program = self.known(model, args, kwargs)
             if program is None:
-                program = self._rewritten(trace(model, args, kwargs, is_leaf=is_leaf))
+                device = next((p.device for p in self.base.parameters()), None)
+                program = self._rewritten(
+                    trace(model, args, kwargs, is_leaf=is_leaf, device=device)
+                )
                 self.adopt(program)
             self._costs[inputs.key] = cost(program, self.plan, inputs.tensors), program
         return *self._costs[inputs.key], inputs

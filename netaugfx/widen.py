@@ -283,7 +283,7 @@ def _traces(model: nn.Module, example: Example) -> tuple[list[Traced], Example]:
                 raise
     other = copy.deepcopy(first.root)
     other.train(not other.training)
-    second = trace(other, args, kwargs, is_leaf=is_leaf, remembered=remembered)
+    second = trace(other, args, kwargs, is_leaf=is_leaf, remembered=remembered, device=first.device)
     return [first, second], (args, kwargs)
 
 

@@ -538,6 +538,22 @@ class Asserts(nn.Module):
         return self.head(x)
 
 
+class AsksForItsDevice(nn.Module):
+    """Leaves automatic mixed precision, but not where it is traced on the meta device (efficientvit_l1)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.head = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        if x.device.type != "meta":
+            with torch.autocast(device_type=x.device.type, enabled=False):
+                x = F.relu(x) + 1
+        return self.head(x)
+
+
 class ConcatThenNorm(nn.Module):
     """Maps are concatenated, then normed, then flattened into a linear layer (DenseNet)."""
 
@@ -1098,6 +1114,7 @@ CORE = (
     Case("shape arithmetic", ShapeArithmetic, other=11),
     Case("same padded", SamePadded, other=11),
     Case("asserts", Asserts, other=11),
+    Case("asks for its device", AsksForItsDevice, other=11),
     Case("channel padded", ChannelPadded, other=11),
     Case("checkpointed", Checkpointed, other=11),
     Case("reserved", Reserved, other=11),

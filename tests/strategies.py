@@ -762,6 +762,14 @@ class NetworkSpec(Spec):
         rare = ("attention", "weight norm", "local response norm", "cosine gate")
         return self._has("GroupNorm", "Experts", *map(repr, (*kinds, *rare)))
 
+    @property
+    def flattening(self) -> Head | None:
+        """The head; it does not view a map whose channels may come last in memory, which PyTorch refuses."""
+        strided = self._has("layer norm", "Affine(kind='linear')")
+        if self.head is not None and self.head.flatten == "view" and strided:
+            return replace(self.head, flatten="reshape")
+        return self.head
+
     def _has(self, *words: str) -> bool:
         return any(word in repr(self) for word in words)
 
@@ -784,7 +792,7 @@ class NetworkSpec(Spec):
             body, site = build_steps(
                 self.body, sites[0].to(merged, fresh=sites[0].fresh and len(sites) == 1)
             )
-            head, site = self.head.build(site) if self.head is not None else ([], site)
+            head, site = self.flattening.build(site) if self.flattening else ([], site)
             kind = modules.OneInput if len(stems) == 1 else modules.TwoInputs
             network = kind(stems, body, head, self.merge, self.output)
         return modules.randomise(network, seed)

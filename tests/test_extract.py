@@ -59,6 +59,19 @@ def test_kernels_of_each_sample_at_any_batch_size(traced: int) -> None:
         assert torch.equal(wide(*inputs), wide.base(*inputs))
 
 
+@pytest.mark.parametrize("where", ["cpu", "meta"])
+def test_the_class_that_asks_for_its_device_is_kept(where: str) -> None:
+    case = next(case for case in CASES if case.name == "asks for its device")
+    example = tuple(x.to(where) for x in case.inputs())
+    wide = netaugfx.widen(case.build(), example_inputs=example, verify=False)
+    config = wide.max_config
+    wide.macs(config)  # traces on the meta device
+    network = netaugfx.extract(wide, config)
+    assert type(network) is type(wide.base)
+    x = case.inputs()[0]
+    assert torch.equal(network.eval()(x), wide.eval().at(config)(x))
+
+
 class Attention(nn.Module):
     """Channel counts read from shapes, as many write it."""
 

@@ -153,7 +153,13 @@ def _holds(
         module = _module(network, program, copy.deepcopy(graph))
         inputs = [torch.empty_like(t, device="meta") for t in program.traced.inputs.tensors]
         try:
-            traced = trace(module, tuple(inputs), {}, is_leaf=is_leaf, opaque=program.traced.opaque)
+            traced = trace(
+                module,
+                tuple(inputs),
+                is_leaf=is_leaf,
+                opaque=program.traced.opaque,
+                device=program.traced.device,
+            )
         except (NetAugFXError, RuntimeError):
             return False
         if _numbered(traced.graph) != text:
@@ -312,7 +318,7 @@ def both_modes(wide: WideModel) -> list[Program]:
     other.train(not other.training)
     there = wide.known(other, args, kwargs)
     if there is None:
-        traced = trace(other, args, kwargs, is_leaf=is_leaf)
+        traced = trace(other, args, kwargs, is_leaf=is_leaf, device=here.traced.device)
         _, (typing,) = infer([traced], plan=wide.plan)
         there = rewrite(traced, typing, wide.plan)
         wide.adopt(there)
@@ -379,7 +385,14 @@ def _differs(program: Program, wide: WideModel, config: Config) -> str | None:
     args, kwargs = inputs.rebuild([torch.empty_like(t, device="meta") for t in inputs.tensors])
     resized = _resized(program.traced.root, _sized(wide.plan, config), program, config)
     try:
-        traced = trace(resized, args, kwargs, is_leaf=is_leaf, opaque=program.traced.opaque)
+        traced = trace(
+            resized,
+            args,
+            kwargs,
+            is_leaf=is_leaf,
+            opaque=program.traced.opaque,
+            device=program.traced.device,
+        )
     except (NetAugFXError, RuntimeError) as error:
         return f"tracing it fails: {str(error).splitlines()[0]}"
     old, new = list(program.traced.graph.nodes), list(traced.graph.nodes)

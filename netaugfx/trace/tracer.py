@@ -46,6 +46,7 @@ def trace(
     is_leaf: Callable[[nn.Module, str], bool] | None = None,
     opaque: Mapping[str, str] | None = None,
     remembered: Remembered | None = None,
+    device: torch.device | None = None,
 ) -> Traced:
     """Trace the forward of a copy of `model` on the meta device, in the mode that it is in.
 
@@ -60,6 +61,7 @@ def trace(
         is_leaf: `(module, path) -> bool`, which modules to keep as one `call_module` node.
         opaque: module path -> reason, further modules to keep as leaves.
         remembered: the shapes that another trace has worked out.
+        device: what `x.device` answers; that of the model and the inputs if None.
 
     Raises:
         InputError: the model does not accept these inputs.
@@ -70,7 +72,7 @@ def trace(
     remembered = remembered or Remembered()
     with random_states_kept():
         while True:
-            tracer = _Tracer(model, inputs, is_leaf or is_torch_leaf, leaves, remembered)
+            tracer = _Tracer(model, inputs, is_leaf or is_torch_leaf, leaves, remembered, device)
             try:
                 return tracer.trace_root()
             except _Again as again:
@@ -96,9 +98,11 @@ class _Tracer(Recorder):
         is_leaf: Callable[[nn.Module, str], bool],
         opaque: Mapping[str, str],
         remembered: Remembered,
+        device: torch.device | None,
     ) -> None:
-        tensors = [*model.parameters(), *model.buffers(), *inputs.tensors]
-        device = next((t.device for t in tensors if t.device.type != "meta"), META)
+        if device is None:
+            tensors = [*model.parameters(), *model.buffers(), *inputs.tensors]
+            device = next((t.device for t in tensors if t.device.type != "meta"), META)
         super().__init__(meta_copy(model), device, remembered)
         self.model, self.inputs, self.is_leaf, self.opaque = model, inputs, is_leaf, dict(opaque)
         self.module_paths = {id(module): path for path, module in self.root.named_modules()}

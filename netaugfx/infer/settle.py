@@ -1,0 +1,139 @@
+"""After the graphs are read: what the widths have to respect beyond the operators' rules, and which factors grow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import fx, nn
+
+from ..errors import GuardError, PlanError
+from ..rules import Path
+from ..unify import OpenAxis, Var, choose, elastic, pin, resolve, variables
+from .lengths import axes_read, number_at
+from .solve import Solver, where
+
+
+def pin_unmade(solver: Solver) -> None:
+    """Pin what only buffers and sums have: a width needs a Parameter that makes its channels."""
+    made = {
+        v
+        for name, axes in solver.parameters.items()
+        if isinstance(solver.tensor(name), nn.Parameter)
+        for i, axis in enumerate(axes)
+        if i not in solver.summed.get(name, ())
+        for v in variables(resolve(axis))
+    }
+    for axes in solver.parameters.values():
+        for axis in axes:
+            for v in variables(resolve(axis)):
+                if v not in made and v.reason is None:
+                    v.reason = "no Parameter makes these channels"
+
+
+def choose_factors(solver: Solver) -> None:
+    """Let one factor of every product grow, or those that are the channels of layers by themselves."""
+    here = [axis for axes in solver.parameters.values() for axis in axes]
+    choose([*here, *dict.fromkeys(axis for _, axis in solver.touched)], _alone(solver))
+    for name, axis, of in solver.summed_factors:
+        if elastic(of):
+            solver.summed.setdefault(name, set()).add(axis)
+
+
+def _alone(solver: Solver) -> set[Var]:
+    """Return the variables that alone are channels which a layer makes or takes in, or a part of them."""
+    made = [
+        axis
+        for name, axes in solver.parameters.items()
+        for i, axis in enumerate(axes)
+        if i not in solver.summed.get(name, ())
+    ]
+    return {
+        factors[0]
+        for axis in (*made, *solver.taken)
+        for segment in resolve(axis)
+        if len(factors := variables((segment,))) == 1
+    }
+
+
+def pin_numbers(solver: Solver) -> None:
+    """Pin what is computed with as a number together with lengths that are not channel counts.
+
+    A number of channel counts alone stays the base's; of an image's size, it must follow. A length such as
+    `B * C * H` follows by itself where it is computed from the widths of its own axis, and is no number then;
+    with a literal C it is scaled.
+    """
+    for node, typing, path, read in solver.computed:
+        counts: dict[Path, Any] = typing.counts.get(node, {})
+        axis: OpenAxis = resolve(counts[path]) if path in counts else ()
+        own = {v for v in variables(axis) if v.reason is None}
+        if not own:
+            continue
+        plain = [one for one in map(resolve, read) if not variables(one)]
+        others = {v for one in read for v in variables(resolve(one)) if v.reason is None}
+        if plain and not others and len(axis) == 1:  # also B * C where B is 1 as yet
+            typing.scaled.setdefault(node, set()).add(path)
+        elif all(len(segment) == 1 for segment in axis):
+            continue
+        elif others == own:
+            del counts[path]
+        elif plain:
+            for one in (axis, *read):
+                pin(
+                    one,
+                    f"{where(node)} computes its length from that of other channels and an image's size",
+                )
+    for here, axes, unless in solver.numbers:
+        if (
+            not elastic(unless)
+            and any(elastic(a) for a in axes)
+            and any(not variables(resolve(a)) for a in axes)
+        ):
+            for axis in axes:
+                pin(axis, f"{here} computes with its length and that of another axis at once")
+
+
+def pin_asserted(solver: Solver) -> None:
+    """Pin the widths that would break what the forward asserts of its lengths (`torch._assert(C % 32 == 0)`)."""
+    for node, typed in solver.asserted:
+        condition: Any = node.args[0] if node.args else node.kwargs["condition"]
+        read = [] if not isinstance(condition, fx.Node) else axes_read(condition, typed)
+        read_by = (v for axis in read for v in variables(resolve(axis)))
+        growing = list(dict.fromkeys(v for v in read_by if v.reason is None))
+        for step in (1, 2, 3):  # no two widths grow by the same
+            sizes = {v: v.size + step + 3 * i for i, v in enumerate(growing)}
+            if growing and not number_at(condition, typed, sizes):
+                for axis in read:
+                    pin(axis, f"{where(node)} does not hold at other sizes")
+                break
+
+
+def pin_kept(solver: Solver, globs: Iterable[str], root: nn.Module) -> None:
+    """Pin the widths of every Parameter whose module matches one of `globs`."""
+    if isinstance(globs, str):
+        globs = (globs,)
+    paths = [path for path, _ in root.named_modules() if path]
+    for glob in globs:
+        under = {p for p in paths if fnmatchcase(p, glob)}
+        if not under:
+            raise PlanError(
+                f"keep: no module matches {glob!r}; modules are {', '.join(paths[:8])} ..."
+            )
+        for name, axes in solver.parameters.items():
+            owner = name.rpartition(".")[0]
+            if any(owner == p or owner.startswith(f"{p}.") for p in under):
+                for axis in axes:
+                    pin(axis, f"it is kept by keep={glob!r}")
+
+
+def refuse_pins(solver: Solver) -> None:
+    """Raise if a width of the given plan had to be bound or pinned."""
+    for name, v in solver.seeds.items():
+        if v.reason is not None or v.bound is not None:
+            why = v.reason or "its channels fall apart otherwise"
+            raise GuardError(
+                f"The plan does not fit this graph: width {name!r} cannot grow here, since {why}. The graph "
+                "depends on the inputs or on train and eval flags; plan with example_inputs like these, or "
+                f"keep the layers of {name!r}."
+            )
