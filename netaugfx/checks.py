@@ -59,14 +59,15 @@ def check_state(base: nn.Module, state_dict: Any, own: Collection[str] = ()) -> 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that nothing is copied to the meta device
-            missing, unexpected = empty.load_state_dict(state_dict, strict=False)
+            found: Any = empty.load_state_dict(state_dict, strict=False)
     except (RuntimeError, AttributeError, TypeError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
         raise StateError(start + _few([x for x in lines[1:] or lines if x], "; ")) from error
+    missing, unexpected = found if isinstance(found, tuple) else ((), ())  # a method of its own
     missing = [name for name in missing if name not in own]
     if missing or unexpected:
-        found = [(missing, "missing"), (unexpected, "unexpected")]
-        texts = [f"{len(some)} {what}: {_few(some, ', ')}" for some, what in found if some]
+        both = [(missing, "missing"), (unexpected, "unexpected")]
+        texts = [f"{len(some)} {what}: {_few(some, ', ')}" for some, what in both if some]
         raise StateError(f"{start}{'; '.join(texts)}.{_hint(empty, state_dict)}")
 
 

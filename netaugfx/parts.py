@@ -228,6 +228,26 @@ def part_of(plan: Plan, path: str) -> Plan:
     )
 
 
+def on_meta(example: Any, batch: int | None = None) -> Example:
+    """Return `example` on the meta device; whole numbers and flags, which may decide lengths, keep their values.
+
+    Args:
+        example: Positional and keyword arguments.
+        batch: How many samples there shall be of the one.
+    """
+
+    def meta(t: Any) -> Any:
+        if not isinstance(t, Tensor):
+            return t
+        shape = t.shape if batch is None else (batch, *t.shape[1:])
+        if t.is_floating_point() or t.is_complex() or t.device.type == "meta":
+            return torch.empty(shape, dtype=t.dtype, device="meta")
+        return t.detach().expand(shape).clone()
+
+    moved: Example = tree_map(meta, example)
+    return moved
+
+
 def calls_of(model: nn.Module, example: Example) -> dict[str, Example]:
     """Run a copy of `model` once in eval mode, and return what reached each of its modules first.
 
@@ -243,8 +263,10 @@ def calls_of(model: nn.Module, example: Example) -> dict[str, Example]:
     generator = torch.Generator().manual_seed(0)
 
     def filled(t: Any) -> Any:
-        if not isinstance(t, Tensor) or t.device.type != "meta":
+        if not isinstance(t, Tensor):
             return t
+        if t.device.type != "meta":
+            return t.to(p.device)
         if not t.is_floating_point():
             return torch.zeros(t.shape, dtype=t.dtype, device=p.device)
         return torch.rand(t.shape, generator=generator).to(p.device, t.dtype)
@@ -258,6 +280,8 @@ def calls_of(model: nn.Module, example: Example) -> dict[str, Example]:
         shape = [2 if n == 0 else n for n in t.shape]
         if len(shape) > 1:
             shape[0] = max(2, shape[0])  # a norm cannot train on a batch of one
+        if list(t.shape) == shape and not t.is_floating_point():
+            return t.detach().clone()
         return torch.empty(shape, dtype=t.dtype, device="meta")
 
     for path, m in copied.named_modules():

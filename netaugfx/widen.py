@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from .axes import size
 from .checks import seed_of
 from .errors import NetAugFXError, PinnedError, PlanError, TraceError, VerifyError
 from .infer import OUTPUT, infer
 from .model import WideModel, arguments
-from .parts import Example, WideParts, calls_of, join, part_of
+from .parts import Example, WideParts, calls_of, join, on_meta, part_of
 from .plan import Amount, Plan, with_choices
 from .rules import is_leaf, resize
 from .storage import Rooms, create, form, initial, own_seed
@@ -264,7 +264,7 @@ def _example(model: nn.Module, example_inputs: Any) -> Example:
         raise PlanError(
             "The model is wide already; give the user's own model, or extract_base(it)."
         )
-    return _on_meta(arguments(_default(model) if example_inputs is None else example_inputs))
+    return on_meta(arguments(_default(model) if example_inputs is None else example_inputs))
 
 
 def _traces(model: nn.Module, example: Example) -> tuple[list[Traced], Example]:
@@ -272,7 +272,7 @@ def _traces(model: nn.Module, example: Example) -> tuple[list[Traced], Example]:
     leaves = [t for t in tree_leaves(example) if isinstance(t, Tensor)]
     examples = [example]
     if leaves and all(t.dim() > 1 and t.shape[0] == 1 for t in leaves):
-        examples.insert(0, _on_meta(example, batch=2))  # a norm cannot train on a batch of one
+        examples.insert(0, on_meta(example, batch=2))  # a norm cannot train on a batch of one
     remembered = Remembered()
     for i, (args, kwargs) in enumerate(examples):
         try:
@@ -285,17 +285,6 @@ def _traces(model: nn.Module, example: Example) -> tuple[list[Traced], Example]:
     other.train(not other.training)
     second = trace(other, args, kwargs, is_leaf=is_leaf, remembered=remembered, device=first.device)
     return [first, second], (args, kwargs)
-
-
-def _on_meta(example: Any, batch: int | None = None) -> Example:
-    def meta(t: Any) -> Any:
-        if not isinstance(t, Tensor):
-            return t
-        shape = t.shape if batch is None else (batch, *t.shape[1:])
-        return torch.empty(shape, dtype=t.dtype, device="meta")
-
-    moved: Example = tree_map(meta, example)
-    return moved
 
 
 def _default(model: nn.Module) -> Tensor:

@@ -554,6 +554,28 @@ class AsksForItsDevice(nn.Module):
         return self.head(x)
 
 
+class ReadsInEval(nn.Module):
+    """Its head reads data, and so cannot be traced, in eval mode alone (detectors that put boxes together)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 1)
+        self.head = ReadingHead()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(F.relu(self.stem(x))))
+
+
+class ReadingHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.out = nn.Conv2d(5, 6, 1), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.out(F.relu(self.hidden(x)))
+        return x if self.training or x.sum() > -1e9 else -x
+
+
 class ConcatThenNorm(nn.Module):
     """Maps are concatenated, then normed, then flattened into a linear layer (DenseNet)."""
 
@@ -1114,6 +1136,7 @@ CORE = (
     Case("shape arithmetic", ShapeArithmetic, other=11),
     Case("same padded", SamePadded, other=11),
     Case("asserts", Asserts, other=11),
+    Case("reads in eval", ReadsInEval, other=11),
     Case("asks for its device", AsksForItsDevice, other=11),
     Case("channel padded", ChannelPadded, other=11),
     Case("checkpointed", Checkpointed, other=11),

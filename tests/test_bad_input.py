@@ -176,3 +176,18 @@ def test_statistics_of_a_subnet_follow_the_model_to_another_dtype() -> None:
     wide.double()
     assert torch.allclose(wide.at(wide.max_config)(x.double()), before.double(), atol=1e-5)
     assert netaugfx.verify(wide)
+
+
+class OwnLoading(nn.Sequential):
+    """Its `load_state_dict` returns nothing (once-for-all networks)."""
+
+    def load_state_dict(self, state_dict: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        super().load_state_dict(state_dict, strict=False)
+
+
+def test_a_base_that_loads_in_a_way_of_its_own() -> None:
+    model = OwnLoading(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
+    wide = netaugfx.widen(model, example_inputs=X)
+    other = {name: t + 1 for name, t in model.state_dict().items()}
+    wide.load_base(other)
+    assert all(torch.equal(wide.base.state_dict()[name], t) for name, t in other.items())

@@ -157,3 +157,37 @@ def test_running_statistics_are_not_put_together_in_training() -> None:
     wide.eval()
     program, _ = wide.program(*wide.example)
     assert any(site.name.endswith("running_mean") for site in program.sites)
+
+
+class Unset(torch.nn.Module):
+    """A Parameter that nobody has filled yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.full((8, 1, 1), float("nan")))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+def test_blocks_beside_a_parameter_that_is_not_a_number_are_zero() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), Unset(), torch.nn.Conv2d(8, 4, 1))
+    wide = netaugfx.widen(model, example_inputs=torch.zeros(2, 3, 4, 4), verify=False)
+    blocks = dict(wide.named_augmented_parameters())
+    assert torch.equal(blocks["augmented.1.scale_axis0"], torch.zeros(16, 1, 1))
+
+
+def test_where_nothing_is_new_there_is_no_block() -> None:
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 1, 1), torch.nn.Conv2d(1, 6, 1), torch.nn.Conv2d(6, 4, 1)
+    )
+    x = torch.randn(2, 3, 4, 4)
+    wide = netaugfx.widen(model, factor=1.25, diversity=1, example_inputs=x)
+    assert wide.widths["0"].choices == (1,)
+    assert set(dict(wide.named_augmented_parameters())) == {
+        "augmented.1.weight_axis0",
+        "augmented.1.bias_axis0",
+        "augmented.2.weight_axis1",
+    }
+    wide.at(wide.max_config)(x).sum().backward()
+    assert all(p.grad is not None for p in wide.parameters())

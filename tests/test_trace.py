@@ -5,6 +5,7 @@ import functools
 import operator
 import random
 from collections import OrderedDict, namedtuple
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
+import netaugfx
 from netaugfx.errors import InputError, TraceError
 from netaugfx.trace import Inputs, Remembered, Traced, trace
 
@@ -445,14 +447,13 @@ def test_checkpointing_is_traced_through(reentrant):
     assert targets(check(model, x)) == ["a.conv", "a.norm", F.relu, operator.mul, "c"]
 
 
-def test_python_random_is_an_error():
+def test_python_random_is_left_to_python():
     class Drop(nn.Module):
         def forward(self, x):
             return x if random.random() < 0.5 else x * 2
 
     state = random.getstate()
-    with pytest.raises(TraceError, match=r"'0' \(Drop\) draws.*frozen"):
-        trace(nn.Sequential(Drop()), (image(),))
+    assert "draws" in trace(nn.Sequential(Drop()), (image(),)).opaque["0"]
     assert random.getstate() == state
     with pytest.raises(TraceError, match=r"own forward.*draws"):
         trace(forward(lambda self, x: x * np.random.rand()), (image(),))
@@ -595,3 +596,27 @@ def test_remembered_shapes_are_those_that_would_be_worked_out(training, monkeypa
 
     monkeypatch.setattr(Remembered, "__torch_function__", plainly)
     assert found == _described(trace(model, (x,)))
+
+
+class Drops(nn.Module):
+    """It leaves its convolution out by chance, which Python or numpy draws (FractalNet)."""
+
+    def __init__(self, draw: Callable[[], float]) -> None:
+        super().__init__()
+        self.conv, self.draw = nn.Conv2d(6, 6, 1), draw
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) if not self.training or self.draw() < 0.5 else x
+
+
+@pytest.mark.parametrize("draw", [lambda: random.random(), lambda: np.random.rand()])
+def test_a_module_that_draws_outside_torch_stays_as_it_is(draw: Callable[[], float]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 1), Drops(draw), nn.Conv2d(6, 2, 1))
+    x = torch.randn(2, 3, 4, 4)
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    wide = netaugfx.widen(model, example_inputs=x)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+    assert "draws random numbers" in wide.plan.opaque["2"]
+    assert set(wide.widths) == {"0"}
+    seen = {wide.at(wide.max_config)(x).sum().item() for _ in range(20)}
+    assert len(seen) == 2, "it draws anew in every pass"

@@ -38,6 +38,7 @@ TRAPS = {
     "inplace alias": ("stem", ""),
     "shape arithmetic": ("conv1 conv2", ""),
     "asserts": ("any fours", "eights"),
+    "reads in eval": ("stem", "body head.hidden"),
     "same padded": ("conv1 conv3", ""),
     "checkpointed": ("stem block.0", ""),
     "reserved": ("augmented base.0 plan sample example", ""),
@@ -73,6 +74,24 @@ def test_kinds() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ reasons
+
+
+def test_layers_in_opaque_modules_count_as_what_does_not_grow() -> None:
+    case = next(case for case in CASES if case.name == "reads in eval")
+    plan = netaugfx.plan(case.build(), example_inputs=case.inputs())
+    assert plan.opaque["head"]
+    assert plan.elastic_share == 4 / (4 + 5 + 6)
+    everything = nn.Sequential(Opaque(), nn.Conv2d(3, 2, 1))
+    assert netaugfx.plan(everything, example_inputs=torch.zeros(2, 3, 4, 4)).elastic_share == 0
+
+
+class Opaque(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) if x.sum() > -1e9 else x
 
 
 class CutUnevenly(nn.Module):

@@ -14,7 +14,15 @@ from ..trace import Traced
 from ..unify import Var, pin, resolve, variables
 from .flow import flow
 from .naming import kinds_of, name_axis, name_typing, names_of, share_of, spans_of
-from .settle import choose_factors, pin_asserted, pin_kept, pin_numbers, pin_unmade, refuse_pins
+from .settle import (
+    choose_factors,
+    pin_asserted,
+    pin_kept,
+    pin_numbers,
+    pin_opaque,
+    pin_unmade,
+    refuse_pins,
+)
 from .solve import Solver, Typing
 
 
@@ -43,6 +51,7 @@ def infer(
     """
     solver = Solver(traces[0].root, plan)
     typings = [solver.graph(traced) for traced in traces]
+    pin_opaque(solver, traces)
     if plan is not None:
         pin_numbers(solver)
         pin_asserted(solver)
@@ -61,10 +70,10 @@ def infer(
             raise PlanError(f"Cannot pin {name!r}: no width has this name.")
         pin(((by_name[name],),), reason)
     kinds = kinds_of(solver)
-    share, counted = share_of(solver)
-    layers = spans_of(solver, names)
     opaque = {path: reason for traced in traces for path, reason in traced.opaque.items()}
     opaque |= solver.opaque
+    share, counted = share_of(solver, opaque)
+    layers = spans_of(solver, names)
     awkward = {
         f.order
         for axes in solver.parameters.values()

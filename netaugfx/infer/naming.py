@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -67,9 +67,15 @@ def kinds_of(solver: Solver) -> dict[Var, str]:
     return kinds
 
 
-def share_of(solver: Solver) -> tuple[float, int]:
+def share_of(solver: Solver, opaque: Iterable[str]) -> tuple[float, int]:
     """Return the elastic output channels of convolution and linear layers over all, and how many there are."""
-    elastic = total = 0
+    elastic = 0
+    within = {m for path in opaque for m in solver.root.get_submodule(path).modules()}
+    total = sum(
+        out_channels(m)
+        for m in within
+        if solver.first.get(id(getattr(m, "weight", None))) not in solver.weights
+    )
     for axis in solver.weights.values():
         for segment in resolve(axis):
             n = 1
@@ -81,6 +87,13 @@ def share_of(solver: Solver) -> tuple[float, int]:
             total += n
             elastic += n if any(v.reason is None for v in inside) else 0
     return (elastic / total if total else 1.0), total
+
+
+def out_channels(module: nn.Module) -> int:
+    """Return the output channels of a convolution or linear layer, 0 of any other module."""
+    if isinstance(module, nn.Linear):
+        return module.out_features
+    return module.out_channels if isinstance(module, nn.modules.conv._ConvNd) else 0
 
 
 def spans_of(solver: Solver, names: Mapping[Var, str]) -> dict[Var, tuple[str, ...]]:

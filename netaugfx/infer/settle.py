@@ -10,9 +10,22 @@ from torch import fx, nn
 
 from ..errors import GuardError, PlanError
 from ..rules import Path
+from ..trace import Traced
 from ..unify import OpenAxis, Var, choose, elastic, pin, resolve, variables
 from .lengths import axes_read, number_at
 from .solve import Solver, where
+
+
+def pin_opaque(solver: Solver, traces: Iterable[Traced]) -> None:
+    """Pin what lies in a module that another graph could trace: where it is opaque, it runs as it is."""
+    for traced in traces:
+        for path in traced.opaque:
+            mode = "train" if traced.root.get_submodule(path).training else "eval"
+            for name in solver.inside(path):
+                if name in solver.parameters or solver.plan is not None:
+                    typed = solver.parameter(name)
+                    for axis in typed.axes if typed else ():
+                        pin(axis, f"module '{path}' could not be traced in {mode} mode")
 
 
 def pin_unmade(solver: Solver) -> None:

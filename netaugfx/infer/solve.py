@@ -113,6 +113,12 @@ class Solver:
                 )
         return Typed(tensor, self.parameters[name], name)
 
+    def inside(self, path: str) -> list[str]:
+        """Return the Parameters and buffers of a module, by the names that `parameters` has them under."""
+        inner = self.root.get_submodule(path)
+        tensors = [*inner.named_parameters(), *inner.named_buffers()]
+        return [self.first.get(id(t), f"{path}.{name}") for name, t in tensors]
+
     def tensor(self, name: str) -> Tensor | None:
         path, _, leaf = name.rpartition(".")
         owner = self.modules.get(path)

@@ -121,7 +121,8 @@ def create(form: Form, base: Tensor, full: Tensor, plan: Plan) -> dict[int, Tens
     """Cut the blocks of `base` out of `full`, a tensor of the largest form's shape; the base's part is not used.
 
     Returns:
-        Axis -> block, contiguous copies in the base's dtype, device and memory format.
+        Axis -> block where there is something new along it: contiguous copies in the base's dtype, device and
+        memory format.
     """
     largest = plan.max_config
     whole = {i: extent(form.axes[i], plan.base_config, largest, largest) for i in form.order}
@@ -130,6 +131,8 @@ def create(form: Form, base: Tensor, full: Tensor, plan: Plan) -> dict[int, Tens
     for k, axis in enumerate(form.order):
         old = set(positions[axis].tolist())
         new = torch.tensor([p for p in range(full.shape[axis]) if p not in old], dtype=torch.long)
+        if not len(new):
+            continue
         block = full.index_select(axis, new.to(full.device))
         for before in form.order[:k]:
             block = block.index_select(before, positions[before].to(full.device))
@@ -144,6 +147,7 @@ def extend(base: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> 
     if base.device.type == "meta":
         return torch.empty(shape, device="meta")
     values = base.detach().double().cpu()
+    values = values[values.isfinite()]
     if values.numel() == 0:
         return torch.zeros(shape)
     mean = float(values.mean())

@@ -1,11 +1,20 @@
 """Module + inputs -> graph with a value at every node: meta copies, proxies that carry values, the tracer."""
 
-from .meta import META, Remembered, compute, is_plain, meta_copy, substitute
+from .meta import (
+    META,
+    Remembered,
+    compute,
+    is_plain,
+    meta_copy,
+    random_states_kept,
+    set_random_states,
+    substitute,
+)
 from .proxy import Guard
 from .traced import Inputs, Traced
 from .tracer import is_torch_leaf, trace
 
 __all__ = [
     "META", "Guard", "Inputs", "Remembered", "Traced", "compute", "is_plain", "is_torch_leaf", "meta_copy",
-    "substitute", "trace",
+    "random_states_kept", "set_random_states", "substitute", "trace",
 ]  # fmt: skip

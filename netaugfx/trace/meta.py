@@ -307,6 +307,14 @@ def random_states_differ(first: tuple[Any, ...], second: tuple[Any, ...]) -> boo
     return bool(first[0] != second[0] or numpy or moved or not torch.equal(first[2], second[2]))
 
 
+def set_random_states(seed: int) -> None:
+    """Seed all that `random_states` reads."""
+    random.seed(seed)
+    torch.manual_seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed)
+
+
 @contextmanager
 def random_states_kept() -> Iterator[None]:
     """Leave the global random states as they were, CUDA's too."""

@@ -121,7 +121,7 @@ class _Tracer(Recorder):
         try:
             with watched(self, self.call_module):
                 output = self.create_arg(self.root.forward(*args, **kwargs))
-                self.check_draws("")
+                self.check_draws()
         except NetAugFXError:
             raise
         except (Untraceable, Exception) as error:
@@ -153,7 +153,7 @@ class _Tracer(Recorder):
         self.stack.append(path)
         try:
             result = module.forward(*args, **kwargs)
-            self.check_draws(path)
+            self.check_draws()
             self.traced.add(path)
             return result
         except NetAugFXError:
@@ -199,14 +199,13 @@ class _Tracer(Recorder):
                 reason = self.opaque.get(target, f"calls '{target}' at {self.source()}")
                 raise Untraceable(f"{reason} (and '{target}' fails alone: {error})") from error
 
-    def check_draws(self, path: str) -> None:
-        if random_states_differ(random_states(), self.draws):
-            what = f"module '{path}'" if path else "its own forward"
-            raise TraceError(
-                f"Cannot trace {type(self.model).__name__}: {what} "
-                f"({type(self.root.get_submodule(path)).__name__}) draws random "
-                "numbers in Python, in numpy or into a constant, and such a draw would be frozen "
-                "into the graph. Draw with torch.rand, or name a module that does so in opaque=."
+    def check_draws(self) -> None:
+        now = random_states()
+        if random_states_differ(now, self.draws):
+            self.draws = now
+            raise Untraceable(
+                "draws random numbers in Python, in numpy or into a constant, which a graph would "
+                "repeat for ever; torch.rand would do"
             )
 
     def diagnose(self, error: BaseException) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from ..axes import Axis, Extent, extent, widths_of
 from ..plan import Config, Plan
 from ..rewrite import Bound, Program
+from ..trace import set_random_states
 
 DROPOUT = {
     F.dropout,
@@ -53,11 +54,11 @@ def first_spoilt(
         if name not in base._buffers:
             base.register_buffer(name, t.clone(), persistent=False)
     kept = {name: b.clone() for name, b in base.named_buffers()}
-    torch.manual_seed(0)
+    set_random_states(0)
     first = _Base(base, program.traced.graph)
     first.run(*inputs)
     _put_back(base, kept)
-    torch.manual_seed(0)
+    set_random_states(0)
     second = _Subnet(program, first, plan, config, tolerance)
     try:
         second.run(bound, *inputs)

@@ -17,13 +17,14 @@ from ..contract import both_modes, extract
 from ..errors import ExtractError, NetAugFXError, VerifyError
 from ..infer import where
 from ..model import WideModel
+from ..parts import WideParts, on_meta, share
 from ..plan import Config, Plan
 from ..rewrite import Program
-from ..trace import Inputs
+from ..trace import Inputs, random_states_kept, set_random_states
 from .containment import base_part, close, first_spoilt
 
-TOLERANCE = 1e-9  # in float64, relative to the largest entry
-SIDE = 64  # pixels
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}  # relative to the largest entry
+SIDES = {4: 64, 5: 32}  # dimensions of a batch of maps -> pixels
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,13 @@ class Report:
         failures: Law number -> what breaks it.
         configs: What was tried.
         unchecked: Law number -> why it was not checked: `extract`, which law 3 is about, refused.
+        dtype: What it was checked in; float32 where the forward does not run in float64.
     """
 
     failures: Mapping[int, str]
     configs: tuple[Config, ...]
     unchecked: Mapping[int, str] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float64
 
     def __bool__(self) -> bool:
         return not self.failures
@@ -50,6 +53,8 @@ class Report:
             held = f"{', '.join(laws[:-1])} and {laws[-1]}"
             parts = [f"laws {held} hold at {len(self.configs)} configs"]
         parts += [f"law {n} was not checked: {why}" for n, why in self.unchecked.items()]
+        if self.dtype != torch.float64:
+            parts += [f"checked in {self.dtype}, since the forward does not run in float64"]
         return "; ".join(parts)
 
 
@@ -57,6 +62,8 @@ def verify(
     wide: WideModel, configs: Iterable[Mapping[str, int]] | None = None, seed: int = 0
 ) -> Report:
     """Check laws 2, 3 and 4 by numbers, in float64, on random inputs shaped as the example; `wide` is not changed.
+
+    A model in parts is checked part by part. A forward that does not run in float64 is checked in float32.
 
     2: the base computes the same before and after a subnet ran, and a subnet's pass leaves its buffers alone.
     3: the subnet at a config computes what `extract` gives, outputs and gradients of shared Parameters.
@@ -95,25 +102,33 @@ def verify(
         else tuple(wide.plan.config(c) for c in configs)
     )
     chosen = tuple(c for c in dict.fromkeys(chosen) if c != wide.base_config)
-    with _random_state_kept():
-        judge = _Judge(wide, seed)
-        failures: dict[int, str] = {}
-        unchecked: dict[int, str] = {}
-        for law, check in ((2, judge.law_2), (3, judge.law_3), (4, judge.law_4)):  # 4 zeroes blocks
-            for config in chosen:
-                if law not in failures:
-                    try:
-                        found = check(config)
-                    except ExtractError as error:
-                        found = None if law == 3 else str(error)
-                        if law == 3:
-                            unchecked.setdefault(law, str(error))
-                    except Exception as error:  # whatever the network raises, the base does not
-                        said = (str(error).splitlines() or [""])[0]
-                        found = f"{type(error).__name__}: {said}"
-                    if found:
-                        failures[law] = found
-    return Report(failures, chosen, unchecked)
+    if isinstance(wide, WideParts):
+        return _joint(wide, chosen, seed)
+    with random_states_kept():
+        for dtype in TOLERANCE:
+            try:
+                judge = _Judge(wide, seed, dtype)
+            except (NetAugFXError, RuntimeError):
+                if dtype == torch.float32:
+                    raise
+                continue
+            report = judge.report(chosen)
+            if report or judge.base_runs():
+                break
+    return report
+
+
+def _joint(wide: WideParts, configs: tuple[Config, ...], seed: int) -> Report:
+    """Return what is found of all parts."""
+    failures: dict[int, str] = {}
+    unchecked: dict[int, str] = {}
+    dtype = torch.float64
+    for path, part in wide.wides.items():
+        report = verify(part, [share(c, path) for c in configs], seed)
+        failures = {n: f"{path}: {text}" for n, text in report.failures.items()} | failures
+        unchecked = {n: f"{path}: {why}" for n, why in report.unchecked.items()} | unchecked
+        dtype = torch.float32 if report.dtype == torch.float32 else dtype
+    return Report(failures, configs, unchecked, dtype)
 
 
 def culprits(wide: WideModel) -> list[str]:
@@ -140,10 +155,11 @@ def culprits(wide: WideModel) -> list[str]:
 
 
 class _Judge:
-    """A float64 copy of a wide model, without dropout, and inputs for it."""
+    """A copy of a wide model in float64, say, without dropout, and inputs for it."""
 
-    def __init__(self, wide: WideModel, seed: int) -> None:
-        self.wide = copy.deepcopy(wide).double()
+    def __init__(self, wide: WideModel, seed: int, dtype: torch.dtype) -> None:
+        self.dtype, self.tolerance = dtype, TOLERANCE[dtype]
+        self.wide = copy.deepcopy(wide).to(dtype)
         for m in self.wide.modules():
             if isinstance(m, nn.modules.dropout._DropoutNd):
                 m.p = 0.0
@@ -157,30 +173,57 @@ class _Judge:
         )  # law 4 runs its graph, which may update its buffers
         self.generator = torch.Generator().manual_seed(seed)
 
-        def fresh(t: Any, side: int | None) -> Any:
+        def fresh(t: Any, sides: Mapping[int, int]) -> Any:
             if not isinstance(t, Tensor):
                 return t
             shape = list(t.shape)
-            if side is not None and len(shape) == 4:
-                shape[2:] = [min(n, side) for n in shape[2:]]
+            if t.dim() in sides:
+                shape[2:] = [min(n, sides[t.dim()]) for n in shape[2:]]
             if not t.is_floating_point():
-                return torch.zeros(shape, dtype=t.dtype, device=device)
-            return torch.randn(shape, generator=self.generator, dtype=torch.float64).to(device)
+                known = t.device.type != "meta" and list(t.shape) == shape
+                return t.to(device) if known else torch.zeros(shape, dtype=t.dtype, device=device)
+            return torch.randn(shape, generator=self.generator, dtype=dtype).to(device)
 
-        for side in (
-            SIDE,
-            None,
-        ):  # a smaller image where the model takes one: the laws do not depend on it
-            self.args, self.kwargs = tree_map(lambda t, side=side: fresh(t, side), wide.example)
-            self.wide.__dict__["example"] = tree_map(
-                lambda t: t.to("meta") if isinstance(t, Tensor) else t, (self.args, self.kwargs)
-            )
+        # a smaller image where the model takes one: the laws do not depend on it
+        for sides in (SIDES, {}):
+            self.args, self.kwargs = tree_map(lambda t, sides=sides: fresh(t, sides), wide.example)
+            self.wide.__dict__["example"] = on_meta((self.args, self.kwargs))
             try:
                 self.programs = both_modes(self.wide)
                 break
             except (NetAugFXError, RuntimeError):
-                if side is None:
+                if not sides:
                     raise
+
+    def report(self, configs: tuple[Config, ...]) -> Report:
+        """Check every law at every config until it fails."""
+        failures: dict[int, str] = {}
+        unchecked: dict[int, str] = {}
+        for law, check in ((2, self.law_2), (3, self.law_3), (4, self.law_4)):  # 4 zeroes blocks
+            for config in configs:
+                if law not in failures:
+                    try:
+                        found = check(config)
+                    except ExtractError as error:
+                        found = None if law == 3 else str(error)
+                        if law == 3:
+                            unchecked.setdefault(law, str(error))
+                    except Exception as error:  # whatever the network raises, the base does not
+                        said = (str(error).splitlines() or [""])[0]
+                        found = f"{type(error).__name__}: {said}"
+                    if found:
+                        failures[law] = found
+        return Report(failures, configs, unchecked, self.dtype)
+
+    def base_runs(self) -> bool:
+        """Return whether the base itself takes inputs of this dtype, in both modes."""
+        try:
+            with self.modes() as programs:
+                for _ in programs:
+                    self.outputs(self.wide)
+        except Exception:
+            return False
+        return True
 
     @contextmanager
     def modes(self) -> Iterator[Iterator[Program]]:
@@ -232,7 +275,7 @@ class _Judge:
                     b.copy_(kept[n])
                 mode = "train" if program.traced.root.training else "eval"
                 for a, b in zip(mine[0], theirs[0], strict=True):
-                    if not close(a, b, TOLERANCE):
+                    if not close(a, b, self.tolerance):
                         return (
                             f"in {mode} mode the subnet at {_short(config, self.wide.plan)} is not "
                             "what extract gives"
@@ -242,7 +285,7 @@ class _Judge:
                 )
                 for name, g in mine[1].items():
                     other = self.base_part(name, theirs[1].get(name), config)
-                    if other is not None and (g - other).abs().max() > TOLERANCE * max(
+                    if other is not None and (g - other).abs().max() > self.tolerance * max(
                         largest, 1e-30
                     ):
                         return f"in {mode} mode the gradient of '{name}' is not that of the extracted network"
@@ -268,7 +311,7 @@ class _Judge:
                 _set_flags(self.base, program)
                 inputs = Inputs.of(wide.base, self.args, self.kwargs).tensors
                 bound = wide.bound(program, config)
-                node = first_spoilt(program, self.base, bound, inputs, plan, config, TOLERANCE)
+                node = first_spoilt(program, self.base, bound, inputs, plan, config, self.tolerance)
                 if node is not None:
                     mode = "train" if program.traced.root.training else "eval"
                     return (
@@ -278,7 +321,7 @@ class _Judge:
         return None
 
     def outputs(self, run: Callable[..., Any]) -> list[Tensor]:
-        torch.manual_seed(0)
+        set_random_states(0)
         with torch.no_grad():
             return [t for t in tree_leaves(run(*self.args, **self.kwargs)) if isinstance(t, Tensor)]
 
@@ -286,13 +329,13 @@ class _Judge:
         self, run: Callable[..., Any], owner: nn.Module
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Return outputs and gradients of a random linear function of them."""
-        torch.manual_seed(0)
+        set_random_states(0)
         named = {n: p for n, p in owner.named_parameters() if p.requires_grad}
         with torch.enable_grad():
             found = _output_tensors(run(*self.args, **self.kwargs))
             generator = torch.Generator().manual_seed(1)
             weights = [
-                torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.device)
+                torch.randn(t.shape, generator=generator, dtype=self.dtype).to(t.device)
                 for t in found
             ]
             terms = [(t * w).sum() for t, w in zip(found, weights, strict=True) if t.requires_grad]
@@ -325,9 +368,3 @@ def _short(config: Config, plan: Plan) -> str:
         return "the largest config"
     grown = {name: n for name, n in config.items() if n != plan.base_config[name]}
     return str(grown) if len(grown) < 4 else f"a config with {len(grown)} widths grown"
-
-
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        yield

@@ -1,0 +1,88 @@
+"""What `verify` can check: models in parts, forwards of one dtype, inputs whose values decide lengths."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import netaugfx
+from netaugfx.parts import WideParts
+from netaugfx.verify import laws
+
+X = torch.zeros(2, 3, 8, 8)
+
+
+class Single(nn.Module):
+    """It runs in float32 alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.out = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.norm(self.conv(x)).relu().float())
+
+
+def test_a_forward_that_runs_in_float32_alone_is_checked_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wide = netaugfx.widen(Single(), example_inputs=X)
+    report = netaugfx.verify(wide)
+    assert report
+    assert report.dtype == torch.float32
+    assert "checked in torch.float32" in str(report)
+    monkeypatch.setattr(laws, "extract", lambda wide, config: netaugfx.extract_base(wide))
+    assert "is not what extract gives" in netaugfx.verify(wide).failures[3]
+
+
+def test_float64_stays_where_a_law_is_broken_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = netaugfx.widen(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)), example_inputs=X)
+    monkeypatch.setattr(laws, "extract", lambda wide, config: netaugfx.extract_base(wide))
+    report = netaugfx.verify(wide)
+    assert set(report.failures) == {3}
+    assert report.dtype == torch.float64
+
+
+class Halves(nn.Module):
+    """Its root reads data, so that its children are traced apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1))
+        self.head = nn.Sequential(nn.Conv2d(8, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x)
+        return self.head(x if x.mean() < 1e9 else -x)
+
+
+def test_a_model_in_parts() -> None:
+    wide = netaugfx.widen(Halves(), example_inputs=X, verify=False)
+    assert isinstance(wide, WideParts)
+    report = netaugfx.verify(wide)
+    assert report
+    assert report.configs == tuple(dict.fromkeys(report.configs))
+    assert wide.max_config in report.configs
+
+
+class Masked(nn.Module):
+    """The lengths of its samples decide how long a mask is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv1d(3, 8, 1), nn.Conv1d(8, 8, 1))
+        self.out = nn.Conv1d(8, 4, 1)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        mask = torch.arange(int(lengths.max()))[None, None] < lengths[:, None, None]
+        return self.out(F.relu(self.body(x)) * mask)
+
+
+def test_whole_numbers_among_the_example_keep_their_values() -> None:
+    inputs = torch.randn(2, 3, 10), torch.tensor([10, 4])
+    wide = netaugfx.widen(Masked(), example_inputs=inputs)
+    assert "body.0" in wide.widths
+    assert netaugfx.verify(wide)
+    assert wide.at(wide.max_config)(*inputs).shape == (2, 4, 10)
