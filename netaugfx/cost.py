@@ -14,18 +14,20 @@ from fractions import Fraction
 from functools import partial
 from itertools import combinations_with_replacement
 from math import prod
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from .axes import Axis, size, widths_of
 from .plan import Plan
-from .rewrite import Bound, Program, count, scaled, tensor
+from .rewrite import Bound, Program, count, opaque, scaled, tensor
 from .rules import subnet_batch_norm
-from .trace import META
+from .trace import META, random_states_kept, real_copy, to_real
 
 PROBES = (
     3  # runs at arbitrary sizes; each rules out a wrong product but for a chance of 1 in thousands
@@ -214,9 +216,26 @@ class _Counter(fx.Interpreter):
         if n.target is subnet_batch_norm:  # costs none, and would refuse one value per channel
             return torch.empty_like(self.fetch_args_kwargs_from_env(n)[0][0])
         with _Flops() as counter:
-            result = super().run_node(n)
+            try:
+                result = super().run_node(n)
+            except Exception:
+                if n.target is not opaque:
+                    raise
+                counter.flops.clear()
+                result = tree_map_only(Tensor, _on_meta, self._run_real(n))
         self.calls += [(self.twins[n], flops // 2) for flops in counter.flops]
         return result
+
+    def _run_real(self, n: fx.Node) -> Any:
+        """Run an opaque module that reads data on random data."""
+        (bound, i, *given), kwargs = self.fetch_args_kwargs_from_env(n)
+        generator, cpu = torch.Generator().manual_seed(0), torch.device("cpu")
+        with cpu, random_states_kept():
+            given, kwargs = tree_map_only(
+                Tensor, lambda t: to_real(t, generator, cpu), (given, dict(kwargs))
+            )
+            modules = {i: real_copy(bound.modules[i], cpu)}
+            return opaque(SimpleNamespace(modules=modules), i, *given, **kwargs)  # type: ignore[arg-type]
 
 
 def _calls(

@@ -7,6 +7,7 @@ from .program import (
     contract,
     count,
     nothing,
+    opaque,
     replace_argument,
     rewrite,
     scaled,
@@ -14,6 +15,6 @@ from .program import (
 )
 
 __all__ = [
-    "BatchStatistics", "Bound", "Program", "contract", "count", "nothing", "replace_argument", "rewrite", "scaled",
-    "tensor",
+    "BatchStatistics", "Bound", "Program", "contract", "count", "nothing", "opaque", "replace_argument", "rewrite",
+    "scaled", "tensor",
 ]  # fmt: skip

@@ -7,8 +7,10 @@ from .meta import (
     is_plain,
     meta_copy,
     random_states_kept,
+    real_copy,
     set_random_states,
     substitute,
+    to_real,
 )
 from .proxy import Guard
 from .traced import Inputs, Traced
@@ -16,5 +18,5 @@ from .tracer import is_torch_leaf, trace
 
 __all__ = [
     "META", "Guard", "Inputs", "Remembered", "Traced", "compute", "is_plain", "is_torch_leaf", "meta_copy",
-    "random_states_kept", "set_random_states", "substitute", "trace",
+    "random_states_kept", "real_copy", "set_random_states", "substitute", "to_real", "trace",
 ]  # fmt: skip
