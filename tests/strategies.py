@@ -765,7 +765,7 @@ class NetworkSpec(Spec):
     @property
     def flattening(self) -> Head | None:
         """The head; it does not view a map whose channels may come last in memory, which PyTorch refuses."""
-        strided = self._has("layer norm", "Affine(kind='linear')")
+        strided = self._has("'layer norm'", "Affine(kind='linear')", "'attention'")
         if self.head is not None and self.head.flatten == "view" and strided:
             return replace(self.head, flatten="reshape")
         return self.head

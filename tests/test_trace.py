@@ -620,3 +620,28 @@ def test_a_module_that_draws_outside_torch_stays_as_it_is(draw: Callable[[], flo
     assert set(wide.widths) == {"0"}
     seen = {wide.at(wide.max_config)(x).sum().item() for _ in range(20)}
     assert len(seen) == 2, "it draws anew in every pass"
+
+
+@pytest.mark.parametrize(
+    "fill",
+    [
+        lambda x, n: x.new_full((3, 1, 1), n),
+        lambda x, n: torch.full_like(x, n),
+    ],
+)
+def test_filling_with_an_element_of_a_tensor_reads_no_data(fill):
+    class Strided(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.strides = torch.tensor([8.0, 16.0])
+
+        def forward(self, x):
+            return x * fill(x, self.strides[1])
+
+    x = image()
+    wide = netaugfx.widen(
+        nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 3, 1), Strided()), example_inputs=x
+    )
+    assert not wide.plan.opaque
+    assert torch.equal(wide.at({"0": 8})(x), netaugfx.extract(wide, {"0": 8})(x))
+    assert torch.equal(wide.base(x), wide.base[1](wide.base[0](x)) * 16)

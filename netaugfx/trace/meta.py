@@ -214,6 +214,10 @@ def _answer(value: Tensor, tensors: list[Tensor]) -> Any:
     return value.shape, value.stride(), value.dtype, value.requires_grad
 
 
+# what fills with a number: that number's place among the arguments; a tensor of one element has none on meta
+FILLS: dict[Any, int] = {"new_full": 2, torch.full: 1, torch.full_like: 1}
+
+
 def compute(
     root: nn.Module,
     device: torch.device,
@@ -255,6 +259,9 @@ def compute(
         kwargs["device"] = META
     if kind == "call_method" and target == "to" and isinstance(args[1:] and args[1], (str, int)):
         args[1] = META
+    place = FILLS.get(target)
+    if place is not None and isinstance(args[place:] and args[place], Tensor):
+        args[place] = 1.0 if args[place].is_floating_point() else 1
     with META, remembered or nullcontext():  # factories without a device of their own
         if kind == "call_module":
             value = root.get_submodule(target)(*args, **kwargs)
