@@ -45,6 +45,32 @@ def test_float64_stays_where_a_law_is_broken_in_it(monkeypatch: pytest.MonkeyPat
     assert report.dtype == torch.float64
 
 
+class FloatInside(nn.Module):
+    """It leaves float64 on the way, as attention does for its softmax (efficientvit)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.stem, self.mix = nn.Linear(3, channels), nn.Linear(channels, channels)
+        self.head = nn.Linear(channels, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x = self.stem(x)
+        for _ in range(3):
+            y = F.linear(y.float(), self.mix.weight.float()).tanh()
+        return self.head((y.softmax(0) @ y.t() @ y).to(x.dtype))
+
+
+@pytest.mark.parametrize("channels", [22, 26, 30, 100])
+def test_rounding_of_what_leaves_float64_is_no_fault(channels: int) -> None:
+    torch.manual_seed(0)
+    wide = netaugfx.widen(
+        FloatInside(channels), example_inputs=torch.zeros(7, 3), factor=1.5, verify=False
+    )
+    report = netaugfx.verify(wide, [wide.max_config])
+    assert report, str(report)
+    assert report.dtype == torch.float64
+
+
 class Halves(nn.Module):
     """Its root reads data, so that its children are traced apart."""
 

@@ -21,9 +21,8 @@ from ..parts import WideParts, on_meta, share
 from ..plan import Config, Plan
 from ..rewrite import Program
 from ..trace import Inputs, random_states_kept, set_random_states
-from .containment import base_part, close, first_spoilt
+from .containment import TOLERANCE, base_part, close, first_spoilt
 
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}  # relative to the largest entry
 SIDES = {4: 64, 5: 32}  # dimensions of a batch of maps -> pixels
 
 
@@ -105,7 +104,7 @@ def verify(
     if isinstance(wide, WideParts):
         return _joint(wide, chosen, seed)
     with random_states_kept():
-        for dtype in TOLERANCE:
+        for dtype in (torch.float64, torch.float32):
             try:
                 judge = _Judge(wide, seed, dtype)
             except (NetAugFXError, RuntimeError):
