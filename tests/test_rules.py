@@ -69,6 +69,16 @@ def zeros_beside(x: Tensor) -> Tensor:
     return torch.cat([x, x.new_zeros(batch, channels, height, width)], 1)
 
 
+def padded_like(x: Tensor, y: Tensor) -> Tensor:
+    missing = x.size(1) - y.size(1)
+    return x + F.pad(y, (0, 0, 0, 0, missing // 2, missing - missing // 2))
+
+
+def one_zero_beside(x: Tensor, y: Tensor) -> Tensor:
+    batch, channels, height, width = y.shape
+    return x + torch.cat([y, torch.zeros(batch, 6 - channels, height, width).to(y)], 1)
+
+
 def attention_by_hand(q: Tensor, k: Tensor) -> Tensor:
     return (q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])).softmax(-1) @ k
 
@@ -329,6 +339,15 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
     "tile": (lambda x: x.tile(2, 1, 1), (X,), 1),
     "reshape by keyword": (lambda x: torch.reshape(x, shape=(2, 2, -1, 4, 4)).flatten(1, 2), (X,), 1),
     "zeros beside": (zeros_beside, (X,), 1),
+    "zeros beside, as another": (lambda x, y: x + F.pad(y, (0, 0, 0, 0, 2, 1), value=0.5), (X, X[:, :3]), 1),
+    "zeros beside, in one dimension": (lambda x, y: x + F.pad(y, [0, 0, 0, 2]), (MAP1, MAP1[:, :4]), 1),
+    "zeros beside, in three": (lambda x, y: x + F.pad(y, (0,) * 7 + (2,), "constant"), (MAP3, MAP3[:, :4]), 1),
+    "zeros beside, the difference": (padded_like, (X, X[:, :4]), 1),
+    "zeros beside, no difference": (lambda x, y: torch.cat([padded_like(x, y), y], 1), (X, Y), 1),
+    "zeros made beside": (lambda x, y: x + torch.cat([y, torch.zeros(2, 2, 4, 4).to(y)], 1), (X, X[:, :4]), 1),
+    "zeros made before": (lambda x, y: x + torch.cat([y.new_zeros(size=(2, 2, 4, 4)), y], 1), (X, X[:, :4]), 1),
+    "one zero made beside": (one_zero_beside, (X, X[:, :5]), 1),
+    "constants": (lambda x: put(x, slice(None), torch.ones(6, 1, 1).to(x)) + x * torch.full((6, 1, 1), 0.5), (X,), 1),
     # along channels
     "normalize and compare": (lambda x, y: x * F.cosine_similarity(F.normalize(x), y)[:, None], (X, Y), 1),
     "cosine similarity": (lambda x, y: x * nn.CosineSimilarity(dim=1)(x, y).unsqueeze(1), (X, Y), 1),
@@ -409,6 +428,8 @@ BESIDE = {
     "unequal parts": ("makes its parts unequal, by channels whose number stays",),
     "diff": ("begins with its first element",),
     "diff of two": ("begins with its first element",),
+    "zero channels": ("no Parameter makes these channels",) * 2,
+    "padded by its own number": ("no Parameter makes these channels",),
     "one channel, expanded": ("expand() repeats it",),
     "one channel, expanded as": ("expand_as() repeats it",),
     "one channel, repeated": ("repeat() repeats it",),
@@ -466,7 +487,8 @@ PINNED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "unbind": (lambda x: torch.stack(x.unbind(1), 1), "unbind() takes it apart"),
     "roll": (lambda x: x.roll(1, 1), "roll() rolls it"),
     "out=": (written_out, "add() writes to its out= argument"),
-    "constant": (lambda x: x * torch.ones(6, 1, 1), "mul() combines it with channels that no layer makes"),
+    "constant": (lambda x: x * torch.linspace(0, 1, 6)[:, None, None],
+                 "mul() combines it with channels that no layer makes"),
     "pinned": (lambda x: x * x.flip(1).relu(), "flip() runs along it"),
     "of another": (lambda x: x + x.mT.flip(1), "flip() runs along it"),
     "fractional": (nn.FractionalMaxPool2d(2, output_size=2), "draws random numbers for every channel"),
@@ -493,7 +515,7 @@ PINNED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "assigned, one": (lambda x: put(x, 1, 0.0), "setitem() takes one element of it"),
     "assigned, every other": (lambda x: put(x, slice(0, 6, 2), 0.0), "setitem() takes every so many elements of it"),
     "assigned, picked": (lambda x: put(x, [0, 2], 0.0), "setitem() picks channels of it by their numbers"),
-    "assigned, a constant": (lambda x: put(x, slice(None), torch.ones(6, 1, 1, device=x.device)),
+    "assigned, a constant": (lambda x: put(x, slice(None), torch.eye(6, device=x.device)[:, :1, None]),
                              "setitem() combines it with channels that no layer makes"),
     "windows": (lambda x: x.unfold(1, 3, 1)[..., 0], "unfold() makes windows of it"),
     "unflatten, module": (nn.Unflatten(1, (2, 3)), "has literal lengths"),

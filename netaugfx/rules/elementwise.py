@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..unify import OpenAxis, fixed
-from .op import Call, NoRule, Op, Ref, Typed
+from .op import Call, NoRule, Op, Path, Ref, Typed
 from .registry import everywhere, layer, register_rule
 
 ARITHMETIC = """
@@ -105,15 +105,17 @@ def lower_prelu(m: Any, x: Typed) -> Call:
     Tensor.new_full,
 )  # fmt: skip
 def creation(op: Op) -> tuple[OpenAxis, ...]:
-    """A new tensor; a length that was read from another tensor follows that one, any other is a number."""
+    """A new tensor, the same everywhere; its lengths follow what they are read of, or grow with what they meet."""
     first = 1 if op.tensors and isinstance(op.args[:1] and op.args[0], Typed) else 0
     inside = op.args[first : first + 1] and isinstance(op.args[first], Sequence)
     keyword = "size" if "size" in op.kwargs else ""
-    n = len(op.result.shape)
+    paths: list[Path] = [
+        (keyword, i) if keyword else (first, i) if inside else (first + i,)
+        for i in range(len(op.result.shape))
+    ]
     return tuple(
-        op.made(
-            [(keyword, i) if keyword else (first, i) if inside else (first + i,) for i in range(n)]
-        )
+        fixed(1) if n == 1 and path not in op.derived else op.growing(path, n)
+        for path, n in zip(paths, op.result.shape, strict=True)
     )
 
 
