@@ -15,7 +15,7 @@ from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_no
 
 import netaugfx
 from netaugfx.infer import OUTPUT
-from netaugfx.testing import check_rule
+from netaugfx.testing import Between, check_rule
 
 X, Y, ROW = torch.randn(2, 6, 4, 4), torch.randn(2, 6, 4, 4), torch.randn(2, 6)
 TOKENS = torch.randn(2, 5, 8)
@@ -77,6 +77,20 @@ def padded_like(x: Tensor, y: Tensor) -> Tensor:
 def one_zero_beside(x: Tensor, y: Tensor) -> Tensor:
     batch, channels, height, width = y.shape
     return x + torch.cat([y, torch.zeros(batch, 6 - channels, height, width).to(y)], 1)
+
+
+def asked(x: Tensor) -> list[bool]:
+    return [
+        torch.jit.isinstance(x, list[Tensor]),
+        torch.jit.is_tracing(),
+        torch.is_complex(x),
+        x.is_complex(),
+        not torch.is_floating_point(x),
+        not torch.is_tensor(x),
+        not x.is_contiguous(),
+        x.get_device() > 0,
+        torch.result_type(x, x) != x.dtype,
+    ]
 
 
 def attention_by_hand(q: Tensor, k: Tensor) -> Tensor:
@@ -391,6 +405,9 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
     "lerp": (lambda x, y: torch.lerp(x, y, x.sigmoid()), (X, Y), 1),
     "masked": (lambda x: x.masked_fill(x < 0, -1.0).masked_fill_(MASK, 2.0), (X,), 1),
     "of another type": (lambda x, y: x.type_as(y[:, :1]).to(y[0]), (X, Y), 1),
+    "a tensor of a tensor": (lambda x: torch.as_tensor(x) + torch.asarray(x, requires_grad=True), (X,), 1),
+    "new tensors of tensors": (lambda x: torch.tensor(x.detach()) * x.new_tensor(data=x.detach()), (X,), 1),
+    "asked what it is": (lambda x: x if any(asked(x)) else x * 2, (X,), 1),
     # products
     "addmm": (lambda x, y: torch.addmm(x, x @ x.mT, y), (ROW, ROW), 1),
     "baddbmm": (lambda x, y: torch.baddbmm(y, y @ x.mT, y) + torch.addbmm(y[0], y @ x.mT, y), (TOKENS, TOKENS * 2), -1),
@@ -439,6 +456,7 @@ BESIDE = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
 @pytest.mark.parametrize("name", LAWFUL)
 def test_grows_and_is_lawful(name: str) -> None:
     operator, examples, channel = LAWFUL[name]
@@ -571,6 +589,14 @@ def test_statistics_of_new_channels(name: str) -> None:
 @pytest.mark.parametrize("bag", [True, False])
 def test_a_vocabulary_is_no_width(bag: bool) -> None:
     plan, _ = check_rule(Table(bag), TOKENS, channel=-1)
+    assert [w.name for w in plan.widths] == ["before.0"]
+
+
+def test_each_its_own_probability() -> None:
+    plan = netaugfx.plan(
+        Between(lambda x, p: torch.zeros_like(x).bernoulli_(p.sigmoid()), (X, X), 1, 1),
+        example_inputs=(X[:, :2], X[:, :2]),
+    )
     assert [w.name for w in plan.widths] == ["before.0"]
 
 

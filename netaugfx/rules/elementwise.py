@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ..unify import OpenAxis, fixed
 from .op import Call, NoRule, Op, Path, Ref, Typed
@@ -47,12 +48,12 @@ def elementwise(op: Op) -> tuple[OpenAxis, ...]:
 
 @register_rule(*everywhere(SAME), Tensor.normal_, Tensor.uniform_)
 def same(op: Op) -> tuple[OpenAxis, ...]:
-    """As the first tensor, element by element; others say a dtype or a device at most."""
+    """As the first tensor, element by element; of a cast, the other says a dtype and a device alone."""
     if not isinstance(op.result, Tensor):
         raise NoRule
     for path in op.derived:
         op.number(path)
-    return tuple(op.tensors[0].axes)
+    return op.broadcast(*(op.tensors[:1] if op.name in ("to", "type_as") else op.tensors))
 
 
 MODULES = (
@@ -120,9 +121,24 @@ def creation(op: Op) -> tuple[OpenAxis, ...]:
 
 
 @register_rule(
-    torch.rand, torch.randn, torch.arange, torch.eye, torch.linspace, torch.randint, torch.randperm, torch.tensor,
-    Tensor.new_tensor,
+    torch.rand, torch.randn, torch.arange, torch.eye, torch.linspace, torch.randint, torch.randperm,
 )  # fmt: skip
 def values(op: Op) -> tuple[OpenAxis, ...]:
     """New values; their number is a number to us, so whatever is combined with them along an axis stays as it is."""
+    for t in op.tensors:
+        op.pin(*t.axes, why="makes new values of it")
+    return tuple(fixed(n) for n in op.result.shape)
+
+
+@register_rule(torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor)
+def converted(op: Op) -> tuple[OpenAxis, ...]:
+    """A tensor made of a tensor is as that one; one made of numbers has new values."""
+    data = op.bind("self", "data")["data"] if op.name == "new_tensor" else next(iter(op.args), None)
+    if data is None:
+        data = next((op.kwargs[k] for k in ("data", "obj") if k in op.kwargs), None)
+    if isinstance(data, Typed):
+        return tuple(data.axes)
+    for t in tree_leaves(data, is_leaf=lambda x: isinstance(x, Typed)):
+        if isinstance(t, Typed):
+            op.pin(*t.axes, why="makes new values of it")
     return tuple(fixed(n) for n in op.result.shape)
