@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
+from torchvision.ops import DeformConv2d, deform_conv2d
 
 from tests import modules
 
@@ -1136,6 +1137,34 @@ class MapsOut(nn.Module):
         return {"maps": [low, high], "pooled": (high.mean((2, 3)),)}
 
 
+class Deformable(nn.Module):
+    """Convolutions that read at places of their own: with a mask, in groups, depthwise, and as a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.places, self.mask = nn.Conv2d(6, 18, 3, padding=1), nn.Conv2d(6, 9, 3, padding=1)
+        self.masked = DeformConv2d(6, 8, 3, padding=1)
+        self.places_of_halves = nn.Conv2d(8, 36, 3, stride=2, padding=1)
+        self.halves = DeformConv2d(8, 6, 3, stride=2, padding=1, bias=False)
+        self.places_of_groups = nn.Conv2d(6, 2, 1)
+        self.grouped, self.depthwise = (
+            DeformConv2d(6, 4, 1, groups=2),
+            DeformConv2d(4, 4, 1, groups=4),
+        )
+        self.weight = nn.Parameter(torch.ones(5, 4, 1, 1))
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = F.relu(self.masked(x, self.places(x), self.mask(x).sigmoid()))
+        x = F.relu(self.halves(x, self.places_of_halves(x)))
+        places = self.places_of_groups(x)
+        x = self.depthwise(F.relu(self.grouped(x, places)), places)
+        x = deform_conv2d(x, places, self.weight)
+        return self.head(F.relu(x).mean((2, 3)))
+
+
 class RawParameters(nn.Module):
     """Parameters used without a layer: a scalar, a bias per channel, a weight for F.conv2d."""
 
@@ -1226,6 +1255,7 @@ WIDE = (
     Case("attention by hand", AttentionByHand, core=False, mixes=True),
     Case("pooling undone", PoolingUndone, other=10, core=False),
     Case("parametrised", Parametrised, other=11, core=False),
+    Case("deformable", Deformable, other=11, core=False),
     Case("raw parameters", RawParameters, other=11, core=False),
 )
 CASES = CORE + WIDE
