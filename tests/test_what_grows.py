@@ -44,6 +44,14 @@ TRAPS = {
     "unused": ("conv", ""),
     "maps out": ("stage1.0 stage2.0", ""),
     "unknown in the middle": ("before conv2", "conv1"),
+    "channel padded": ("stem conv[0] conv[2]", ""),
+    "zero-padded shortcuts": (
+        "stem blocks.0.conv1 blocks.0.conv2[0] blocks.0.conv2[2] blocks.1.conv1 blocks.1.conv2[3] "
+        "blocks.2.conv1 blocks.2.conv2[4] squeeze again.0.conv1 again.0.conv2[0] again.0.conv2[1] "
+        "again.1.conv1 again.2.conv1",
+        "",
+    ),
+    "padded sequences": ("stem conv[1] lift deep[0] deep[2] last", "last[0] last[4]"),
 }
 
 
