@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
+from torchvision.ops import deform_conv2d
 
 import netaugfx
 from netaugfx.infer import OUTPUT
@@ -91,6 +92,47 @@ def asked(x: Tensor) -> list[bool]:
         x.get_device() > 0,
         torch.result_type(x, x) != x.dtype,
     ]
+
+
+def filled(x: Tensor, y: Tensor) -> Tensor:
+    """A concatenation by hand, in memory that is as yet unwritten."""
+    out = x.new_empty(2, 9, 4, 4)
+    out[:, :6] = x
+    out[:, 6:] = y[:, :3]
+    return out
+
+
+def filled_later(x: Tensor, y: Tensor) -> Tensor:
+    split = x.shape[1]
+    out = torch.zeros(x.shape[0], split + y.shape[1], 4, 4).to(x)
+    out[:, :split], out[:, split:] = x, y
+    return out
+
+
+def some_switched_off(x: Tensor) -> Tensor:
+    on = torch.ones(6).to(x)
+    on[2:] = 0
+    return x * on[:, None, None]
+
+
+def switched_off(x: Tensor) -> Tensor:
+    on = torch.ones(6).to(x)
+    on[2] = 0
+    return x * on[:, None, None]
+
+
+def with_token(x: Tensor) -> Tensor:
+    return torch.cat([torch.zeros(2, 1, 8).to(x), x], 1).softmax(-1)[:, 1:]
+
+
+def padded_twice(x: Tensor, y: Tensor) -> Tensor:
+    x = F.pad(F.pad(x, (0, 0, 0, 0, 2, 2)), (1, 1, 1, 1, 1, 0))[:, :, 1:-1, 1:-1]
+    return x + F.pad(y, (0, 0, 0, 0, 5, 0))
+
+
+def deformed(x: Tensor, y: Tensor) -> Tensor:
+    places = torch.linspace(-1, 1, 2 * 36 * 16).view(2, 36, 4, 4).to(x)
+    return deform_conv2d(x, places, y[..., :3, :3], padding=1)
 
 
 def attention_by_hand(q: Tensor, k: Tensor) -> Tensor:
@@ -361,6 +403,15 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
     "zeros made beside": (lambda x, y: x + torch.cat([y, torch.zeros(2, 2, 4, 4).to(y)], 1), (X, X[:, :4]), 1),
     "zeros made before": (lambda x, y: x + torch.cat([y.new_zeros(size=(2, 2, 4, 4)), y], 1), (X, X[:, :4]), 1),
     "one zero made beside": (one_zero_beside, (X, X[:, :5]), 1),
+    "filled": (filled, (X, Y), 1),
+    "filled later": (filled_later, (X, Y), 1),
+    "blurred by ones": (lambda x: F.conv2d(x, torch.ones(6, 1, 3, 3).to(x), padding=1, groups=6), (X,), 1),
+    "some switched off": (some_switched_off, (X,), 1),
+    "a token of zeros": (with_token, (TOKENS,), -1),
+    "zeros beside, twice": (padded_twice, (X, Y), 1),
+    "zeros beside, shuffled": (lambda x: F.channel_shuffle(F.pad(x, (0, 0, 0, 0, 0, 2)), 2), (X,), 1),
+    "zeros beside, gating": (lambda x: torch.mul(*F.pad(x, (0, 0, 0, 0, 1, 1)).chunk(2, 1)), (X,), 1),
+    "deformed by a computed weight": (deformed, (X, Y), 1),
     "constants": (lambda x: put(x, slice(None), torch.ones(6, 1, 1).to(x)) + x * torch.full((6, 1, 1), 0.5), (X,), 1),
     # along channels
     "normalize and compare": (lambda x, y: x * F.cosine_similarity(F.normalize(x), y)[:, None], (X, Y), 1),
@@ -447,6 +498,7 @@ BESIDE = {
     "diff of two": ("begins with its first element",),
     "zero channels": ("no Parameter makes these channels",) * 2,
     "padded by its own number": ("no Parameter makes these channels",),
+    "zeros beside, twice": ("no Parameter makes these channels",) * 2,
     "one channel, expanded": ("expand() repeats it",),
     "one channel, expanded as": ("expand_as() repeats it",),
     "one channel, repeated": ("repeat() repeats it",),
@@ -520,6 +572,8 @@ PINNED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "points": (lambda x: F.grid_sample(X, x[..., :2], align_corners=False), "resamples it"),
     "a matrix": (lambda x: F.affine_grid(x[:, :, 0, 0].view(2, 2, 3), [2, 1, 2, 2], False), "takes it for a matrix"),
     "padded": (Across(nn.ZeroPad2d(1)), "pads it"),
+    "padded and cut": (lambda x: F.pad(x, (0, 0, 0, 0, -1, 2)), "pad() pads it"),
+    "switched off": (switched_off, "setitem() takes one element of it"),
     "shuffled": (Across(nn.PixelShuffle(2)), "interleaves it"),
     "unshuffled": (Across(nn.PixelUnshuffle(2)), "takes it apart"),
     "unfolded": (Across(lambda x: F.unfold(x, 2)), "slides over it"),
