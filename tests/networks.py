@@ -1165,6 +1165,31 @@ class Deformable(nn.Module):
         return self.head(F.relu(x).mean((2, 3)))
 
 
+class Recurrent(nn.Module):
+    """Recurrent layers in both directions, on top of each other, with a state given and cell by cell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv1d(3, 6, 3, padding=1)
+        self.lstm = nn.LSTM(6, 4, 2, batch_first=True, dropout=0.2, bidirectional=True)
+        self.middle = nn.Linear(8, 5)
+        self.gru, self.rnn = nn.GRU(5, 3), nn.RNN(5, 3, nonlinearity="relu", bias=False)
+        self.up = nn.Linear(3, 6)
+        self.cell, self.other = nn.LSTMCell(6, 4), nn.GRUCell(6, 4)
+        self.hidden = nn.Linear(8, 7)
+        self.head = nn.Linear(7, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.lstm(F.relu(self.stem(x)).transpose(1, 2))[0]
+        x = F.relu(self.middle(x)).transpose(0, 1)
+        y, state = self.gru(x)
+        x = F.relu(self.up(y + self.rnn(x, state)[0]))
+        h, c = self.cell(x[0])
+        for step in x[1:3]:
+            h, c = self.cell(step, (h, c))
+        return self.head(F.relu(self.hidden(torch.cat([c, self.other(x[3], h)], -1))))
+
+
 class RawParameters(nn.Module):
     """Parameters used without a layer: a scalar, a bias per channel, a weight for F.conv2d."""
 
@@ -1256,6 +1281,7 @@ WIDE = (
     Case("pooling undone", PoolingUndone, other=10, core=False),
     Case("parametrised", Parametrised, other=11, core=False),
     Case("deformable", Deformable, other=11, core=False),
+    Case("recurrent", Recurrent, ((3, 8),), 11, core=False),
     Case("raw parameters", RawParameters, other=11, core=False),
 )
 CASES = CORE + WIDE

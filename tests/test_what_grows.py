@@ -71,6 +71,18 @@ def test_what_must_be_widened_in_full_is(case: Case) -> None:
     assert set(plan.pinned.values()) <= {"it is an output of the network"}
 
 
+def test_what_recurrent_layers_take_in_grows() -> None:
+    case = next(case for case in CASES if case.name == "recurrent")
+    wide = netaugfx.widen(case.build(), example_inputs=case.inputs())
+    assert set(wide.widths) == {"stem", "middle", "up", "hidden"}
+    assert wide.elastic_share == 1.0
+    reasons = " ".join(wide.pinned.values())
+    assert reasons.count("computes its state from itself, its gates stacked in one axis") == 4
+    network = netaugfx.extract(wide, {"stem": 18, "up": 18})
+    assert (network.lstm.input_size, network.cell.input_size) == (18, 18)
+    assert wide.base.lstm.input_size == 6
+
+
 def test_kinds() -> None:
     """Inner widths lie within one block and are not its output; every other is a stream."""
     audio, video, _ = (netaugfx.plan(c.build(), example_inputs=c.inputs()) for c in WHOLE)
