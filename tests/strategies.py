@@ -747,6 +747,8 @@ class NetworkSpec(Spec):
             "GroupNorm",
             "Affine",
             "Rare",
+            "how='pad'",
+            "how='zeros'",
         )
         return not self._has(*words)
 
