@@ -188,6 +188,16 @@ def _on_meta(t: Any) -> Any:
     return torch.empty_like(t, device=META) if isinstance(t, Tensor) else t
 
 
+def _deformable(x: Tensor, weight: Tensor, *_: Any, out_val: Tensor) -> int:
+    """Return what a deformable convolution costs, without finding the values between pixels."""
+    return 2 * out_val.numel() * weight[0].numel()
+
+
+FORMULAS: Mapping[str, Any] = {
+    "torchvision::deform_conv2d": _deformable
+}  # what PyTorch has none for
+
+
 class _Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Lists the floating-point operations of every call that PyTorch has a formula for."""
 
@@ -198,7 +208,8 @@ class _Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        formula: Any = flop_registry.get(func.overloadpacket)
+        packet = func.overloadpacket
+        formula: Any = flop_registry.get(packet) or FORMULAS.get(packet._qualified_op_name)
         if formula is not None:
             self.flops.append(formula(*args, **kwargs, out_val=result))
         return result

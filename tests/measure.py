@@ -281,7 +281,7 @@ def some_config(wide: Any, seed: int) -> dict[str, int]:
 def without_dropout(model: nn.Module) -> nn.Module:
     """The same model, every drop probability zero."""
     for module in model.modules():
-        for name in ("p", "drop_prob", "drop_rate"):
+        for name in ("p", "drop_prob", "drop_rate", "dropout"):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
     return model

@@ -282,6 +282,21 @@ class Residual(Chain):
         return y + x
 
 
+class ZerosBeside(nn.Module):
+    """A shortcut without weights: zeros beside the channels, padded or made beside them."""
+
+    def __init__(self, first: int, last: int, how: str) -> None:
+        super().__init__()
+        self.first, self.last, self.how = first, last, how
+
+    def forward(self, x: Tensor) -> Tensor:
+        space = (0, 0) * (x.dim() - 2)
+        if self.how == "pad":
+            return F.pad(x, (*space, self.first, self.last))
+        zeros = torch.zeros(x.shape[0], self.first + self.last, *x.shape[2:], dtype=x.dtype)
+        return torch.cat([x, zeros.to(x.device)], 1)
+
+
 class Branches(nn.Module):
     """Branches of the same input, joined by add, mul or cat."""
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
+from torchvision.ops import DeformConv2d, deform_conv2d
 
 from tests import modules
 
@@ -1016,6 +1017,83 @@ class ChannelPadded(nn.Module):
         return self.head(F.relu(shortcut + self.conv(x)).mean((2, 3)))
 
 
+class ZeroPaddedBlock(nn.Module):
+    """A residual block whose shortcut has every second pixel, and zeros beside its channels."""
+
+    def __init__(self, channels: int, out: int, shortcut: str) -> None:
+        super().__init__()
+        self.out, self.shortcut = out, shortcut
+        self.conv1 = nn.Conv2d(channels, out, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        x = x[:, :, ::2, ::2]
+        batch, channels, *space = x.shape
+        if self.shortcut == "both sides":
+            new = (self.out - channels) // 2
+            x = F.pad(x, (0, 0, 0, 0, new, self.out - channels - new), "constant", 0)
+        elif self.shortcut == "difference":
+            x = F.pad(x, (0, 0, 0, 0, 0, y.size(1) - x.size(1)), value=0.5)
+        elif self.shortcut == "zeros":
+            new = torch.zeros(batch, self.out - channels, *space, dtype=x.dtype, device=x.device)
+            x = torch.cat([x, new], 1)
+        elif self.shortcut == "new zeros":
+            x = torch.cat([x.new_zeros((batch, 3, *space)), x], 1)
+        elif self.shortcut == "zeros like":
+            x = torch.cat([x, torch.zeros_like(x[:, : self.out - channels])], 1)
+        elif self.shortcut == "times zero":
+            x = torch.cat([x, x.mul(0)], 1)
+        return F.relu(x + y)
+
+
+class ZeroPaddedShortcuts(nn.Module):
+    """Shortcuts without weights in all the ways that people write them, and a grouped convolution behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.blocks = nn.Sequential(
+            ZeroPaddedBlock(4, 7, "both sides"),
+            ZeroPaddedBlock(7, 9, "difference"),
+            ZeroPaddedBlock(9, 11, "zeros"),
+        )
+        self.squeeze = nn.Conv2d(11, 3, 1)
+        self.again = nn.Sequential(
+            ZeroPaddedBlock(3, 6, "new zeros"),
+            ZeroPaddedBlock(6, 8, "zeros like"),
+            ZeroPaddedBlock(8, 16, "times zero"),
+        )
+        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.squeeze(self.blocks(self.stem(x)))
+        return self.head(F.relu(self.depthwise(self.again(x))).mean((2, 3)))
+
+
+class PaddedSequences(nn.Module):
+    """Channels padded with a constant in one and in three dimensions, and where no layer makes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv1d(3, 4, 3, padding=1), nn.Conv1d(4, 6, 1)
+        self.lift, self.deep = nn.Conv3d(6, 4, 1), nn.Conv3d(4, 9, 1)
+        self.last, self.head = nn.Conv3d(11, 5, 1), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = F.pad(x, [1, 1], value=2.0) if x.shape[-1] % 2 else x
+        x = F.pad(x, (0, 0, 0, 2), value=-1.0) + self.conv(x)
+        x = x[..., None, None].expand(-1, -1, -1, 2, 2)
+        y = self.lift(x)
+        y = F.pad(y, (0, 0, 0, 0, 0, 0, 2, 3)) * self.deep(y)
+        y = F.pad(y, (0, 0, 0, 0, 0, 0, 1, 1))  # nothing but `last` meets these
+        return self.head(self.last(y).mean((2, 3, 4)))
+
+
 class Checkpointed(nn.Module):
     """Activation checkpointing, which runs a block's forward again in the backward pass."""
 
@@ -1081,6 +1159,59 @@ class MapsOut(nn.Module):
         return {"maps": [low, high], "pooled": (high.mean((2, 3)),)}
 
 
+class Deformable(nn.Module):
+    """Convolutions that read at places of their own: with a mask, in groups, depthwise, and as a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.places, self.mask = nn.Conv2d(6, 18, 3, padding=1), nn.Conv2d(6, 9, 3, padding=1)
+        self.masked = DeformConv2d(6, 8, 3, padding=1)
+        self.places_of_halves = nn.Conv2d(8, 36, 3, stride=2, padding=1)
+        self.halves = DeformConv2d(8, 6, 3, stride=2, padding=1, bias=False)
+        self.places_of_groups = nn.Conv2d(6, 2, 1)
+        self.grouped, self.depthwise = (
+            DeformConv2d(6, 4, 1, groups=2),
+            DeformConv2d(4, 4, 1, groups=4),
+        )
+        self.weight = nn.Parameter(torch.ones(5, 4, 1, 1))
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = F.relu(self.masked(x, self.places(x), self.mask(x).sigmoid()))
+        x = F.relu(self.halves(x, self.places_of_halves(x)))
+        places = self.places_of_groups(x)
+        x = self.depthwise(F.relu(self.grouped(x, places)), places)
+        x = deform_conv2d(x, places, self.weight)
+        return self.head(F.relu(x).mean((2, 3)))
+
+
+class Recurrent(nn.Module):
+    """Recurrent layers in both directions, on top of each other, with a state given and cell by cell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv1d(3, 6, 3, padding=1)
+        self.lstm = nn.LSTM(6, 4, 2, batch_first=True, dropout=0.2, bidirectional=True)
+        self.middle = nn.Linear(8, 5)
+        self.gru, self.rnn = nn.GRU(5, 3), nn.RNN(5, 3, nonlinearity="relu", bias=False)
+        self.up = nn.Linear(3, 6)
+        self.cell, self.other = nn.LSTMCell(6, 4), nn.GRUCell(6, 4)
+        self.hidden = nn.Linear(8, 7)
+        self.head = nn.Linear(7, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.lstm(F.relu(self.stem(x)).transpose(1, 2))[0]
+        x = F.relu(self.middle(x)).transpose(0, 1)
+        y, state = self.gru(x)
+        x = F.relu(self.up(y + self.rnn(x, state)[0]))
+        h, c = self.cell(x[0])
+        for step in x[1:3]:
+            h, c = self.cell(step, (h, c))
+        return self.head(F.relu(self.hidden(torch.cat([c, self.other(x[3], h)], -1))))
+
+
 class RawParameters(nn.Module):
     """Parameters used without a layer: a scalar, a bias per channel, a weight for F.conv2d."""
 
@@ -1139,6 +1270,8 @@ CORE = (
     Case("reads in eval", ReadsInEval, other=11),
     Case("asks for its device", AsksForItsDevice, other=11),
     Case("channel padded", ChannelPadded, other=11),
+    Case("zero-padded shortcuts", ZeroPaddedShortcuts, ((3, 16, 16),), 21),
+    Case("padded sequences", PaddedSequences, ((3, 8),), 11),
     Case("checkpointed", Checkpointed, other=11),
     Case("reserved", Reserved, other=11),
     Case("unused", Unused, other=11),
@@ -1170,6 +1303,8 @@ WIDE = (
     Case("attention by hand", AttentionByHand, core=False, mixes=True),
     Case("pooling undone", PoolingUndone, other=10, core=False),
     Case("parametrised", Parametrised, other=11, core=False),
+    Case("deformable", Deformable, other=11, core=False),
+    Case("recurrent", Recurrent, ((3, 8),), 11, core=False),
     Case("raw parameters", RawParameters, other=11, core=False),
 )
 CASES = CORE + WIDE

@@ -369,7 +369,10 @@ class Residual(Step):
     def build(self, site: Site) -> Built:
         body, after = build_steps(self.body, site)
         shortcut = None
-        if after.channels != site.channels:
+        more = after.channels - site.channels
+        if more > 0 and self.how in ("pad", "zeros"):
+            shortcut = modules.ZerosBeside(more // 2, more - more // 2, self.how)
+        elif more:
             shortcut = modules.CONV[site.rank](site.channels, after.channels, 1, bias=False)
         how = "add" if self.how == "iadd" and not after.fresh else self.how
         pool = after.space != site.space
@@ -744,6 +747,8 @@ class NetworkSpec(Spec):
             "GroupNorm",
             "Affine",
             "Rare",
+            "how='pad'",
+            "how='zeros'",
         )
         return not self._has(*words)
 
@@ -953,13 +958,16 @@ def chains(
     """Tuples of steps, nested to some depth."""
     # Convolutions come often: between them there is something to widen.
     kinds: list[st.SearchStrategy[Any]] = [convs, simple_steps]
+    padded = ("pad", "zeros") if wide_family else ()
     if wide_family:
         kinds.append(wide_steps)
     if depth > 0:
         inner = chains(wide_family, depth - 1, 3)
         nested: list[st.SearchStrategy[Any]] = [
             st.builds(
-                Residual, body=inner, how=st.sampled_from(["add", "iadd", "torch.add", "alpha"])
+                Residual,
+                body=inner,
+                how=st.sampled_from(["add", "iadd", "torch.add", "alpha", *padded]),
             ),
             st.builds(Block, body=inner),
             st.builds(Sequence, body=inner),

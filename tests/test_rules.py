@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
+from torchvision.ops import deform_conv2d
 
 import netaugfx
 from netaugfx.infer import OUTPUT
-from netaugfx.testing import check_rule
+from netaugfx.testing import Between, check_rule
 
 X, Y, ROW = torch.randn(2, 6, 4, 4), torch.randn(2, 6, 4, 4), torch.randn(2, 6)
 TOKENS = torch.randn(2, 5, 8)
@@ -67,6 +68,71 @@ def shuffled(x: Tensor) -> Tensor:
 def zeros_beside(x: Tensor) -> Tensor:
     batch, channels, height, width = x.shape
     return torch.cat([x, x.new_zeros(batch, channels, height, width)], 1)
+
+
+def padded_like(x: Tensor, y: Tensor) -> Tensor:
+    missing = x.size(1) - y.size(1)
+    return x + F.pad(y, (0, 0, 0, 0, missing // 2, missing - missing // 2))
+
+
+def one_zero_beside(x: Tensor, y: Tensor) -> Tensor:
+    batch, channels, height, width = y.shape
+    return x + torch.cat([y, torch.zeros(batch, 6 - channels, height, width).to(y)], 1)
+
+
+def asked(x: Tensor) -> list[bool]:
+    return [
+        torch.jit.isinstance(x, list[Tensor]),
+        torch.jit.is_tracing(),
+        torch.is_complex(x),
+        x.is_complex(),
+        not torch.is_floating_point(x),
+        not torch.is_tensor(x),
+        not x.is_contiguous(),
+        x.get_device() > 0,
+        torch.result_type(x, x) != x.dtype,
+    ]
+
+
+def filled(x: Tensor, y: Tensor) -> Tensor:
+    """A concatenation by hand, in memory that is as yet unwritten."""
+    out = x.new_empty(2, 9, 4, 4)
+    out[:, :6] = x
+    out[:, 6:] = y[:, :3]
+    return out
+
+
+def filled_later(x: Tensor, y: Tensor) -> Tensor:
+    split = x.shape[1]
+    out = torch.zeros(x.shape[0], split + y.shape[1], 4, 4).to(x)
+    out[:, :split], out[:, split:] = x, y
+    return out
+
+
+def some_switched_off(x: Tensor) -> Tensor:
+    on = torch.ones(6).to(x)
+    on[2:] = 0
+    return x * on[:, None, None]
+
+
+def switched_off(x: Tensor) -> Tensor:
+    on = torch.ones(6).to(x)
+    on[2] = 0
+    return x * on[:, None, None]
+
+
+def with_token(x: Tensor) -> Tensor:
+    return torch.cat([torch.zeros(2, 1, 8).to(x), x], 1).softmax(-1)[:, 1:]
+
+
+def padded_twice(x: Tensor, y: Tensor) -> Tensor:
+    x = F.pad(F.pad(x, (0, 0, 0, 0, 2, 2)), (1, 1, 1, 1, 1, 0))[:, :, 1:-1, 1:-1]
+    return x + F.pad(y, (0, 0, 0, 0, 5, 0))
+
+
+def deformed(x: Tensor, y: Tensor) -> Tensor:
+    places = torch.linspace(-1, 1, 2 * 36 * 16).view(2, 36, 4, 4).to(x)
+    return deform_conv2d(x, places, y[..., :3, :3], padding=1)
 
 
 def attention_by_hand(q: Tensor, k: Tensor) -> Tensor:
@@ -329,6 +395,24 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
     "tile": (lambda x: x.tile(2, 1, 1), (X,), 1),
     "reshape by keyword": (lambda x: torch.reshape(x, shape=(2, 2, -1, 4, 4)).flatten(1, 2), (X,), 1),
     "zeros beside": (zeros_beside, (X,), 1),
+    "zeros beside, as another": (lambda x, y: x + F.pad(y, (0, 0, 0, 0, 2, 1), value=0.5), (X, X[:, :3]), 1),
+    "zeros beside, in one dimension": (lambda x, y: x + F.pad(y, [0, 0, 0, 2]), (MAP1, MAP1[:, :4]), 1),
+    "zeros beside, in three": (lambda x, y: x + F.pad(y, (0,) * 7 + (2,), "constant"), (MAP3, MAP3[:, :4]), 1),
+    "zeros beside, the difference": (padded_like, (X, X[:, :4]), 1),
+    "zeros beside, no difference": (lambda x, y: torch.cat([padded_like(x, y), y], 1), (X, Y), 1),
+    "zeros made beside": (lambda x, y: x + torch.cat([y, torch.zeros(2, 2, 4, 4).to(y)], 1), (X, X[:, :4]), 1),
+    "zeros made before": (lambda x, y: x + torch.cat([y.new_zeros(size=(2, 2, 4, 4)), y], 1), (X, X[:, :4]), 1),
+    "one zero made beside": (one_zero_beside, (X, X[:, :5]), 1),
+    "filled": (filled, (X, Y), 1),
+    "filled later": (filled_later, (X, Y), 1),
+    "blurred by ones": (lambda x: F.conv2d(x, torch.ones(6, 1, 3, 3).to(x), padding=1, groups=6), (X,), 1),
+    "some switched off": (some_switched_off, (X,), 1),
+    "a token of zeros": (with_token, (TOKENS,), -1),
+    "zeros beside, twice": (padded_twice, (X, Y), 1),
+    "zeros beside, shuffled": (lambda x: F.channel_shuffle(F.pad(x, (0, 0, 0, 0, 0, 2)), 2), (X,), 1),
+    "zeros beside, gating": (lambda x: torch.mul(*F.pad(x, (0, 0, 0, 0, 1, 1)).chunk(2, 1)), (X,), 1),
+    "deformed by a computed weight": (deformed, (X, Y), 1),
+    "constants": (lambda x: put(x, slice(None), torch.ones(6, 1, 1).to(x)) + x * torch.full((6, 1, 1), 0.5), (X,), 1),
     # along channels
     "normalize and compare": (lambda x, y: x * F.cosine_similarity(F.normalize(x), y)[:, None], (X, Y), 1),
     "cosine similarity": (lambda x, y: x * nn.CosineSimilarity(dim=1)(x, y).unsqueeze(1), (X, Y), 1),
@@ -372,6 +456,9 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
     "lerp": (lambda x, y: torch.lerp(x, y, x.sigmoid()), (X, Y), 1),
     "masked": (lambda x: x.masked_fill(x < 0, -1.0).masked_fill_(MASK, 2.0), (X,), 1),
     "of another type": (lambda x, y: x.type_as(y[:, :1]).to(y[0]), (X, Y), 1),
+    "a tensor of a tensor": (lambda x: torch.as_tensor(x) + torch.asarray(x, requires_grad=True), (X,), 1),
+    "new tensors of tensors": (lambda x: torch.tensor(x.detach()) * x.new_tensor(data=x.detach()), (X,), 1),
+    "asked what it is": (lambda x: x if any(asked(x)) else x * 2, (X,), 1),
     # products
     "addmm": (lambda x, y: torch.addmm(x, x @ x.mT, y), (ROW, ROW), 1),
     "baddbmm": (lambda x, y: torch.baddbmm(y, y @ x.mT, y) + torch.addbmm(y[0], y @ x.mT, y), (TOKENS, TOKENS * 2), -1),
@@ -409,6 +496,9 @@ BESIDE = {
     "unequal parts": ("makes its parts unequal, by channels whose number stays",),
     "diff": ("begins with its first element",),
     "diff of two": ("begins with its first element",),
+    "zero channels": ("no Parameter makes these channels",) * 2,
+    "padded by its own number": ("no Parameter makes these channels",),
+    "zeros beside, twice": ("no Parameter makes these channels",) * 2,
     "one channel, expanded": ("expand() repeats it",),
     "one channel, expanded as": ("expand_as() repeats it",),
     "one channel, repeated": ("repeat() repeats it",),
@@ -418,6 +508,7 @@ BESIDE = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
 @pytest.mark.parametrize("name", LAWFUL)
 def test_grows_and_is_lawful(name: str) -> None:
     operator, examples, channel = LAWFUL[name]
@@ -466,7 +557,8 @@ PINNED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "unbind": (lambda x: torch.stack(x.unbind(1), 1), "unbind() takes it apart"),
     "roll": (lambda x: x.roll(1, 1), "roll() rolls it"),
     "out=": (written_out, "add() writes to its out= argument"),
-    "constant": (lambda x: x * torch.ones(6, 1, 1), "mul() combines it with channels that no layer makes"),
+    "constant": (lambda x: x * torch.linspace(0, 1, 6)[:, None, None],
+                 "mul() combines it with channels that no layer makes"),
     "pinned": (lambda x: x * x.flip(1).relu(), "flip() runs along it"),
     "of another": (lambda x: x + x.mT.flip(1), "flip() runs along it"),
     "fractional": (nn.FractionalMaxPool2d(2, output_size=2), "draws random numbers for every channel"),
@@ -480,6 +572,8 @@ PINNED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "points": (lambda x: F.grid_sample(X, x[..., :2], align_corners=False), "resamples it"),
     "a matrix": (lambda x: F.affine_grid(x[:, :, 0, 0].view(2, 2, 3), [2, 1, 2, 2], False), "takes it for a matrix"),
     "padded": (Across(nn.ZeroPad2d(1)), "pads it"),
+    "padded and cut": (lambda x: F.pad(x, (0, 0, 0, 0, -1, 2)), "pad() pads it"),
+    "switched off": (switched_off, "setitem() takes one element of it"),
     "shuffled": (Across(nn.PixelShuffle(2)), "interleaves it"),
     "unshuffled": (Across(nn.PixelUnshuffle(2)), "takes it apart"),
     "unfolded": (Across(lambda x: F.unfold(x, 2)), "slides over it"),
@@ -493,7 +587,7 @@ PINNED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "assigned, one": (lambda x: put(x, 1, 0.0), "setitem() takes one element of it"),
     "assigned, every other": (lambda x: put(x, slice(0, 6, 2), 0.0), "setitem() takes every so many elements of it"),
     "assigned, picked": (lambda x: put(x, [0, 2], 0.0), "setitem() picks channels of it by their numbers"),
-    "assigned, a constant": (lambda x: put(x, slice(None), torch.ones(6, 1, 1, device=x.device)),
+    "assigned, a constant": (lambda x: put(x, slice(None), torch.eye(6, device=x.device)[:, :1, None]),
                              "setitem() combines it with channels that no layer makes"),
     "windows": (lambda x: x.unfold(1, 3, 1)[..., 0], "unfold() makes windows of it"),
     "unflatten, module": (nn.Unflatten(1, (2, 3)), "has literal lengths"),
@@ -549,6 +643,14 @@ def test_statistics_of_new_channels(name: str) -> None:
 @pytest.mark.parametrize("bag", [True, False])
 def test_a_vocabulary_is_no_width(bag: bool) -> None:
     plan, _ = check_rule(Table(bag), TOKENS, channel=-1)
+    assert [w.name for w in plan.widths] == ["before.0"]
+
+
+def test_each_its_own_probability() -> None:
+    plan = netaugfx.plan(
+        Between(lambda x, p: torch.zeros_like(x).bernoulli_(p.sigmoid()), (X, X), 1, 1),
+        example_inputs=(X[:, :2], X[:, :2]),
+    )
     assert [w.name for w in plan.widths] == ["before.0"]
 
 

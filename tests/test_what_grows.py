@@ -45,6 +45,14 @@ TRAPS = {
     "unused": ("conv", ""),
     "maps out": ("stage1.0 stage2.0", ""),
     "unknown in the middle": ("before conv2", "conv1"),
+    "channel padded": ("stem conv[0] conv[2]", ""),
+    "zero-padded shortcuts": (
+        "stem blocks.0.conv1 blocks.0.conv2[0] blocks.0.conv2[2] blocks.1.conv1 blocks.1.conv2[3] "
+        "blocks.2.conv1 blocks.2.conv2[4] squeeze again.0.conv1 again.0.conv2[0] again.0.conv2[1] "
+        "again.1.conv1 again.2.conv1",
+        "",
+    ),
+    "padded sequences": ("stem conv[1] lift deep[0] deep[2] last", "last[0] last[4]"),
 }
 
 
@@ -62,6 +70,18 @@ def test_what_must_be_widened_in_full_is(case: Case) -> None:
     assert plan.elastic_share == 1.0
     assert not plan.opaque
     assert set(plan.pinned.values()) <= {"it is an output of the network"}
+
+
+def test_what_recurrent_layers_take_in_grows() -> None:
+    case = next(case for case in CASES if case.name == "recurrent")
+    wide = netaugfx.widen(case.build(), example_inputs=case.inputs())
+    assert set(wide.widths) == {"stem", "middle", "up", "hidden"}
+    assert wide.elastic_share == 1.0
+    reasons = " ".join(wide.pinned.values())
+    assert reasons.count("computes its state from itself, its gates stacked in one axis") == 4
+    network = netaugfx.extract(wide, {"stem": 18, "up": 18})
+    assert (network.lstm.input_size, network.cell.input_size) == (18, 18)
+    assert wide.base.lstm.input_size == 6
 
 
 def test_kinds() -> None:

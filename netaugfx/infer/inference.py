@@ -52,13 +52,13 @@ def infer(
     solver = Solver(traces[0].root, plan)
     typings = [solver.graph(traced) for traced in traces]
     pin_opaque(solver, traces)
+    pin_unmade(solver)
     if plan is not None:
         pin_numbers(solver)
         pin_asserted(solver)
         refuse_pins(solver)
         names = {v: name for name, v in solver.seeds.items()}
         return plan, [name_typing(typing, names) for typing in typings]
-    pin_unmade(solver)
     choose_factors(solver)
     pin_numbers(solver)
     pin_asserted(solver)

@@ -29,8 +29,8 @@ def pin_opaque(solver: Solver, traces: Iterable[Traced]) -> None:
 
 
 def pin_unmade(solver: Solver) -> None:
-    """Pin what only buffers and sums have: a width needs a Parameter that makes its channels."""
-    made = {
+    """Pin what only buffers, sums and constants have: a width needs a Parameter that makes its channels."""
+    made = set(solver.seeds.values()) | {
         v
         for name, axes in solver.parameters.items()
         if isinstance(solver.tensor(name), nn.Parameter)
@@ -38,11 +38,11 @@ def pin_unmade(solver: Solver) -> None:
         if i not in solver.summed.get(name, ())
         for v in variables(resolve(axis))
     }
-    for axes in solver.parameters.values():
-        for axis in axes:
-            for v in variables(resolve(axis)):
-                if v not in made and v.reason is None:
-                    v.reason = "no Parameter makes these channels"
+    here = [axis for axes in solver.parameters.values() for axis in axes]
+    for axis in (*here, *dict.fromkeys(axis for _, axis in solver.touched)):
+        for v in variables(resolve(axis)):
+            if v not in made and v.reason is None:
+                v.reason = "no Parameter makes these channels"
 
 
 def choose_factors(solver: Solver) -> None:

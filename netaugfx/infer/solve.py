@@ -28,8 +28,17 @@ HARMLESS = {
     "numel",
     "nelement",
     "stride",
-    "is_floating_point",
     "element_size",
+    "get_device",
+    "is_complex",
+    "is_conj",
+    "is_contiguous",
+    "is_floating_point",
+    "is_inference",
+    "is_neg",
+    "is_signed",
+    "result_type",
+    "type",
 }
 
 
@@ -355,7 +364,14 @@ def _harmless(node: fx.Node) -> bool:
     if node.op != "call_function":
         return False
     name = getattr(node.target, "__name__", "")
-    return node.target in (getattr, len, isinstance) or name in HARMLESS | {"_assert", "is_tensor"}
+    compares = (
+        operator.eq,
+        operator.ne,
+    )  # a tensor with what is none, as torch.jit.isinstance does
+    return node.target in (getattr, len, isinstance, *compares) or name in HARMLESS | {
+        "_assert",
+        "is_tensor",
+    }
 
 
 def _altered(module: nn.Module) -> bool:

@@ -25,7 +25,17 @@ from torch.fx.node import map_arg
 from ..axes import Axis, size, widths_of
 from ..infer import Typing
 from ..plan import Config, Plan
-from ..rules import BATCH_NORM, SUBNET_FORMS, Call, Path, Ref, layer_of, rule_of, subnet_batch_norm
+from ..rules import (
+    BATCH_NORM,
+    SUBNET_FORMS,
+    Call,
+    Path,
+    Ref,
+    layer_of,
+    recurrent,
+    rule_of,
+    subnet_batch_norm,
+)
 from ..storage import Group, Source, Sources, eager
 from ..trace import Traced
 
@@ -161,6 +171,8 @@ def submodule(bound: Bound, i: int, *args: Any, **kwargs: Any) -> Any:
 def opaque(bound: Bound, i: int, tensors: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
     """A module called as it is, but for the given tensors, on copies of its buffers."""
     module = bound.modules[i]
+    if type(module) in recurrent.LAYERS:
+        return recurrent.with_tensors(module, tensors).forward(*args, **kwargs)
     copies = {name: b.clone() for name, b in module.named_buffers()}
     return torch.func.functional_call(module, {**copies, **tensors}, args, kwargs)
 

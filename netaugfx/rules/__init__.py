@@ -8,6 +8,7 @@ from . import (
     norm,
     pooling,
     products,
+    recurrent,
     reduction,
     views,
 )
@@ -17,6 +18,6 @@ from .registry import is_leaf, layer_of, register_rule, resize, rule_of
 
 __all__ = [
     "BATCH_NORM", "INSTANCE_NORM", "SUBNET_FORMS", "Call", "NoRule", "Op", "Path", "Ref", "Typed", "contraction",
-    "elementwise", "indexing", "is_leaf", "layer_of", "movement", "norm", "pooling", "products", "reduction",
-    "register_rule", "resize", "rule_of", "subnet_batch_norm", "subnet_instance_norm", "views",
+    "elementwise", "indexing", "is_leaf", "layer_of", "movement", "norm", "pooling", "products", "recurrent",
+    "reduction", "register_rule", "resize", "rule_of", "subnet_batch_norm", "subnet_instance_norm", "views",
 ]  # fmt: skip

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..unify import OpenAxis, Var, elastic, fixed, free, resolve, times
-from .op import Call, Op, Ref, Typed
-from .registry import layer, register_rule
+from ..unify import OpenAxis, Var, elastic, fixed, free, length, resolve, times
+from .op import Call, Op, Path, Ref, Typed
+from .registry import layer, register_rule, resizing
 
 CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
@@ -27,27 +27,53 @@ def convolution(op: Op) -> tuple[OpenAxis, ...]:
     x, weight, bias, groups = a["input"], a["weight"], a["bias"], int(a["groups"])
     rank = len(weight.axes) - 2
     channel = len(x.axes) - rank - 1
-    channels = x.axes[channel]
-    inputs, outputs = x.value.shape[channel], weight.value.shape[0]
+    made = _contracted(op, x.axes[channel], weight, bias, groups, op.path("groups", *CONV))
+    return (*x.axes[:channel], made, *_slide(op, x, channel + 1))
+
+
+def _contracted(
+    op: Op, channels: OpenAxis, weight: Typed, bias: Typed | None, groups: int, at: Path
+) -> OpenAxis:
+    """Return the channels that a convolution makes of `channels`; its number of groups stands at `at`."""
+    inputs, outputs = length(channels), weight.value.shape[0]
     op.settle(*weight.axes[2:])
     if groups == 1:
         op.follow(weight.axes[1], channels)
         op.contracted(weight, 1)
+        op.number(at)
     elif weight.value.shape[1] == 1:
         op.unify(times(1, channels, outputs // inputs), weight.axes[0])
         op.settle(weight.axes[1])
-        op.count(op.path("groups", *CONV), channels)
+        op.count(at, channels)
     else:
         number, first, second = _groups(groups, inputs // groups, outputs // groups)
         op.unify(channels, ((*number[0], *first[0]),))
         op.unify(weight.axes[0], ((*number[0], *second[0]),))
         op.unify(first, weight.axes[1])
         op.contracted(weight, 1)
-        op.count(op.path("groups", *CONV), number)
+        op.count(at, number)
     if bias is not None:
         op.unify(weight.axes[0], bias.axes[0])
     op.layer(weight)
-    return (*x.axes[:channel], resolve(weight.axes[0]), *_slide(op, x, channel + 1))
+    return resolve(weight.axes[0])
+
+
+@register_rule("torchvision::deform_conv2d")
+def deformable(op: Op) -> tuple[OpenAxis, ...]:
+    """A convolution that reads its input at places of its own, which are the same for the channels of one part of it.
+
+    The offsets and masks are numbers per place and no channels; there are as many parts as there are sets of them.
+    """
+    x, weight, offset, mask, bias = op.args[:5]
+    groups, parts = (int(n) for n in op.args[11:13])
+    op.pin(
+        *offset.axes[1:], *mask.axes[1:], why="takes it for places to read at, one after the other"
+    )
+    op.pin(*x.axes[2:], why="slides over it")
+    if parts > 1:
+        op.unify(x.axes[1], times(parts, free(x.value.shape[1] // parts), 1))
+    made = _contracted(op, resolve(x.axes[1]), weight, bias, groups, (11,))
+    return (x.axes[0], made, *(fixed(n) for n in op.result.shape[2:]))
 
 
 def _groups(number: int, *each: int) -> tuple[OpenAxis, OpenAxis, OpenAxis]:
@@ -96,6 +122,9 @@ def _resize_convolution(module: nn.Module, tensors: Mapping[str, Tensor]) -> Non
     if m.groups > 1 and inputs == m.in_channels // m.groups:  # groups keep their width
         m.groups = outputs // (m.out_channels // m.groups)
     m.out_channels, m.in_channels = outputs, inputs * m.groups
+
+
+resizing("torchvision.ops.deform_conv.DeformConv2d", _resize_convolution)
 
 
 @layer(nn.Conv1d, nn.Conv2d, nn.Conv3d, resize=_resize_convolution, groups=("groups", 6))

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ..unify import OpenAxis, fixed
-from .op import Call, NoRule, Op, Ref, Typed
+from .op import Call, NoRule, Op, Path, Ref, Typed
 from .registry import everywhere, layer, register_rule
 
 ARITHMETIC = """
@@ -47,12 +48,12 @@ def elementwise(op: Op) -> tuple[OpenAxis, ...]:
 
 @register_rule(*everywhere(SAME), Tensor.normal_, Tensor.uniform_)
 def same(op: Op) -> tuple[OpenAxis, ...]:
-    """As the first tensor, element by element; others say a dtype or a device at most."""
+    """As the first tensor, element by element; of a cast, the other says a dtype and a device alone."""
     if not isinstance(op.result, Tensor):
         raise NoRule
     for path in op.derived:
         op.number(path)
-    return tuple(op.tensors[0].axes)
+    return op.broadcast(*(op.tensors[:1] if op.name in ("to", "type_as") else op.tensors))
 
 
 MODULES = (
@@ -105,22 +106,39 @@ def lower_prelu(m: Any, x: Typed) -> Call:
     Tensor.new_full,
 )  # fmt: skip
 def creation(op: Op) -> tuple[OpenAxis, ...]:
-    """A new tensor; a length that was read from another tensor follows that one, any other is a number."""
+    """A new tensor, the same everywhere; its lengths follow what they are read of, or grow with what they meet."""
     first = 1 if op.tensors and isinstance(op.args[:1] and op.args[0], Typed) else 0
     inside = op.args[first : first + 1] and isinstance(op.args[first], Sequence)
     keyword = "size" if "size" in op.kwargs else ""
-    n = len(op.result.shape)
+    paths: list[Path] = [
+        (keyword, i) if keyword else (first, i) if inside else (first + i,)
+        for i in range(len(op.result.shape))
+    ]
     return tuple(
-        op.made(
-            [(keyword, i) if keyword else (first, i) if inside else (first + i,) for i in range(n)]
-        )
+        fixed(1) if n == 1 and path not in op.derived else op.growing(path, n)
+        for path, n in zip(paths, op.result.shape, strict=True)
     )
 
 
 @register_rule(
-    torch.rand, torch.randn, torch.arange, torch.eye, torch.linspace, torch.randint, torch.randperm, torch.tensor,
-    Tensor.new_tensor,
+    torch.rand, torch.randn, torch.arange, torch.eye, torch.linspace, torch.randint, torch.randperm,
 )  # fmt: skip
 def values(op: Op) -> tuple[OpenAxis, ...]:
     """New values; their number is a number to us, so whatever is combined with them along an axis stays as it is."""
+    for t in op.tensors:
+        op.pin(*t.axes, why="makes new values of it")
+    return tuple(fixed(n) for n in op.result.shape)
+
+
+@register_rule(torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor)
+def converted(op: Op) -> tuple[OpenAxis, ...]:
+    """A tensor made of a tensor is as that one; one made of numbers has new values."""
+    data = op.bind("self", "data")["data"] if op.name == "new_tensor" else next(iter(op.args), None)
+    if data is None:
+        data = next((op.kwargs[k] for k in ("data", "obj") if k in op.kwargs), None)
+    if isinstance(data, Typed):
+        return tuple(data.axes)
+    for t in tree_leaves(data, is_leaf=lambda x: isinstance(x, Typed)):
+        if isinstance(t, Typed):
+            op.pin(*t.axes, why="makes new values of it")
     return tuple(fixed(n) for n in op.result.shape)

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..unify import OpenAxis, elastic, fixed, pin, resolve, settle, unify, why
+from ..unify import OpenAxis, elastic, fixed, free, pin, resolve, settle, unify, why
 
 Path = tuple[
     str | int, ...
@@ -181,7 +181,7 @@ class Op:
         Where it was computed from channel counts (`q / math.sqrt(q.shape[-1])`), subnets keep the base's number;
         not so where it is the length of an axis that grows, `unless`.
         """
-        if not self._within_computed(path):
+        if path in self.derived and not self._within_computed(path):
             self.numbers[path] = unless
 
     def made(self, paths: Sequence[Path]) -> list[OpenAxis]:
@@ -195,6 +195,20 @@ class Op:
             if path not in self.lengths:
                 self.number(path)
         return axes
+
+    def growing(self, path: Path, n: int) -> OpenAxis:
+        """Return an axis of `n` new elements, as the argument at `path` says: it grows with what it meets.
+
+        It follows the axis that the length is read of, where it is; where the length cannot be replaced, it stays.
+        """
+        if path in self.lengths:
+            return self.lengths[path]
+        if self._within_computed(path):
+            return fixed(n)
+        axis = free(n)
+        self.count(path, axis)
+        self.number(path, unless=axis)
+        return axis
 
     def contracted(self, tensor: Typed, axis: int, of: OpenAxis | None = None) -> None:
         """Say that the result sums over this axis of a Parameter; over the factor `of` it alone, where given."""

@@ -100,7 +100,7 @@ PAD = ("input", "pad", "mode", "value")
 
 @register_rule(F.pad, torch._C._nn.pad)
 def pad(op: Op) -> tuple[OpenAxis, ...]:
-    """Zeros beside channels are segments of their own, which follow the axis that their number is read of.
+    """What a constant pads channels with are segments of their own, which grow with what they meet.
 
     Any other padding of an elastic axis pins it.
     """
@@ -109,19 +109,25 @@ def pad(op: Op) -> tuple[OpenAxis, ...]:
     axes = list(x.axes)
     at = op.path("pad", *PAD)
 
-    def zeros(k: int) -> OpenAxis:
-        return op.lengths.get((*at, k), fixed(amounts[k])) if amounts[k] else ()
+    def beside(k: int) -> OpenAxis:
+        if amounts[k]:
+            return op.growing((*at, k), amounts[k])
+        op.number((*at, k))
+        return ()
 
     for i in range(len(amounts) // 2):
-        before, after = amounts[2 * i], amounts[2 * i + 1]
+        sides = (2 * i, 2 * i + 1)
         axis = axes[-1 - i]
-        if before == after == 0:
+        constant = mode == "constant" and all(amounts[k] >= 0 for k in sides)
+        if elastic(axis) and constant:
+            first, last = map(beside, sides)
+            axes[-1 - i] = (*first, *axis, *last)
             continue
-        if not elastic(axis) or mode != "constant" or before < 0 or after < 0:
+        for k in sides:
+            op.number((*at, k))
+        if any(amounts[k] for k in sides):
             op.pin(axis, why="pads it")
             axes[-1 - i] = fixed(op.result.shape[-1 - i])
-        else:
-            axes[-1 - i] = (*zeros(2 * i), *axis, *zeros(2 * i + 1))
     return tuple(axes)
 
 

@@ -39,10 +39,13 @@ class Layer:
 
 _rules: dict[Any, Rule] = {}
 _layers: dict[type[nn.Module], Layer] = {}
+_resizings: dict[str, Resizing] = {}  # of classes that are traced through, by dotted name
 
 
 def register_rule(*targets: Any) -> Callable[[Rule], Rule]:
-    """Teach an operator: a function, a `torch.Tensor` method, a module class, or a module class's dotted name.
+    """Teach an operator: a function, a `torch.Tensor` method, a module class, or the name of what is not imported here.
+
+    That is a module class's dotted name, or the name of an operator in `torch.ops` (`"torchvision::deform_conv2d"`).
 
     Args:
         targets: What the rule describes. A later registration for the same target wins.
@@ -82,6 +85,11 @@ def layer(
     return register
 
 
+def resizing(name: str, resize: Resizing) -> None:
+    """Teach how the numbers of a class that is traced through follow its tensors' shapes."""
+    _resizings[name] = resize
+
+
 def rule_of(target: Any) -> Rule | None:
     """Return the rule for a function, a method's name (as text) or a module, or None."""
     if isinstance(target, nn.Module):
@@ -90,7 +98,7 @@ def rule_of(target: Any) -> Rule | None:
     if isinstance(target, str):
         return _rules.get(("method", target))
     try:
-        return _rules.get(target)
+        return _rules.get(target) or _rules.get(getattr(target, "_qualified_op_name", None))
     except TypeError:  # not hashable
         return None
 
@@ -102,13 +110,18 @@ def layer_of(module: nn.Module) -> Layer | None:
 
 def resize(module: nn.Module) -> None:
     """Set the numbers of a layer, or of a subclass of one (`in_channels`, `num_features`), to its tensors' shapes."""
-    found = next((_layers[cls] for cls in type(module).__mro__ if cls in _layers), None)
+    found = next((r for cls in type(module).__mro__ if (r := _resizing_of(cls))), None)
     if found is not None:
         tensors: dict[str, Any] = {**module._parameters, **module._buffers}
         if parametrize.is_parametrized(module):
             with torch.no_grad():
                 tensors |= {name: getattr(module, name) for name in module.parametrizations}  # type: ignore[union-attr]
-        found.resize(module, {name: t for name, t in tensors.items() if t is not None})
+        found(module, {name: t for name, t in tensors.items() if t is not None})
+
+
+def _resizing_of(cls: type) -> Resizing | None:
+    known = _layers.get(cls)
+    return known.resize if known else _resizings.get(f"{cls.__module__}.{cls.__qualname__}")
 
 
 HOLDERS = (
@@ -137,7 +150,7 @@ def is_leaf(module: nn.Module, path: str) -> bool:
 def _key(target: Any) -> Any:
     if isinstance(target, type) and issubclass(target, nn.Module):
         return target
-    if isinstance(target, str) and "." in target:
+    if isinstance(target, str) and ("." in target or "::" in target):
         return target
     name = getattr(target, "__name__", None)
     if name and getattr(torch.Tensor, name, None) is target:

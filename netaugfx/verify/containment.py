@@ -24,6 +24,7 @@ DROPOUT = {
     F.alpha_dropout,
     F.feature_alpha_dropout,
 }
+UNWRITTEN = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 NOISE = {"rand_like", "randn_like", "bernoulli", "bernoulli_", "normal_", "uniform_", "rrelu"}
 
 
@@ -83,7 +84,7 @@ class _Spoilt(Exception):  # noqa: N818 - it carries the node out of the run
 
 
 class _Graph(fx.Interpreter):
-    """A graph run without dropout; `twins` are the nodes of the graph that was given."""
+    """A graph run without dropout, and with zeros in memory as yet unwritten; `twins` are the given graph's nodes."""
 
     def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
         super().__init__(fx.GraphModule(module, graph))
@@ -92,7 +93,16 @@ class _Graph(fx.Interpreter):
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target in DROPOUT:
             return args[0] if args else kwargs["input"]
-        return super().call_function(target, args, kwargs)
+        return _written(target, super().call_function(target, args, kwargs))
+
+    def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return _written(target, super().call_method(target, args, kwargs))
+
+
+def _written(target: Any, value: Any) -> Any:
+    """Return the value of an operator, zeros where nobody has written to it yet."""
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    return value.zero_() if name in UNWRITTEN else value
 
 
 class _Base(_Graph):

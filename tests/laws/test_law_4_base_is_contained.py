@@ -30,7 +30,9 @@ def cut_augmented_inputs(wide: Any) -> int:
     cut = 0
     for name, block in wide.named_augmented_parameters():
         owner, _, axis = name.partition(".")[2].rpartition("_axis")
-        if owner.rpartition(".")[2] == "weight" and base[owner].dim() > 1 and axis == "1":
+        leaf = owner.rpartition(".")[2]
+        reads = leaf == "weight" or leaf.startswith("weight_ih")  # of a recurrent layer
+        if reads and base[owner].dim() > 1 and axis == "1":
             with torch.no_grad():
                 block.zero_()
             cut += 1

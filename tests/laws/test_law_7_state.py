@@ -112,8 +112,12 @@ def check_moves(source: Source, growth: Growth, used: bool = True) -> None:
         moved = tuple(x.to(dtype) for x in inputs)
         try:
             model.to(dtype)(*moved)
-        except NotImplementedError:
-            continue  # torch has not every operator in every dtype
+        except (
+            RuntimeError
+        ) as error:  # torch has not every operator in every dtype, nor torchvision
+            if isinstance(error, NotImplementedError) or "not implemented for" in str(error):
+                continue
+            raise
         network = netaugfx.extract(wide, config)
         assert {p.dtype for p in network.parameters()} <= {dtype}
         compare = measure.rounded_output if source.fused else measure.same_output
