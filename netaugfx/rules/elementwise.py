@@ -123,4 +123,6 @@ def creation(op: Op) -> tuple[OpenAxis, ...]:
 )  # fmt: skip
 def values(op: Op) -> tuple[OpenAxis, ...]:
     """New values; their number is a number to us, so whatever is combined with them along an axis stays as it is."""
+    if any(t.axes for t in op.tensors[1 if op.name.startswith("new_") else 0 :]):
+        raise NoRule("copies a tensor")
     return tuple(fixed(n) for n in op.result.shape)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from ..errors import RuleError
+from ..trace import Applied
 from .op import Call, Op
 
 Rule = Callable[[Op], Any]
@@ -89,6 +90,8 @@ def rule_of(target: Any) -> Rule | None:
         return _rules.get(cls) or _rules.get(f"{cls.__module__}.{cls.__qualname__}")
     if isinstance(target, str):
         return _rules.get(("method", target))
+    if isinstance(target, Applied):
+        return _rules.get(target.function) or _rules.get(target.function.apply)
     try:
         return _rules.get(target)
     except TypeError:  # not hashable

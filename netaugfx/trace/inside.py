@@ -1,0 +1,54 @@
+"""The graph of what a `torch.autograd.Function` does in its own `forward`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
+from torch.utils._pytree import tree_map
+
+from ..errors import NetAugFXError
+from .meta import substitute
+from .proxy import Untraceable
+from .traced import Traced
+from .tracer import trace
+
+
+class _Forward(nn.Module):
+    """A Function's `forward` as that of a module, with a context that keeps what it is given."""
+
+    def __init__(self, function: type[Function]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        function: Any = self.function
+        classes = function.__mro__[: function.__mro__.index(Function)]
+        if any("setup_context" in vars(cls) for cls in classes):
+            return function.forward(*args, **kwargs)
+        context: Any = FunctionCtx()
+        context.needs_input_grad = tuple(isinstance(a, Tensor) for a in args)
+        return function.forward(context, *args, **kwargs)
+
+
+def inside(node: fx.Node, device: torch.device) -> Traced | str:
+    """Return the graph of a Function's own forward at the values of a node's arguments, or why there is none.
+
+    Its placeholders are the tensors among the arguments, in order; numbers among them are constants.
+    """
+    target: Any = node.target
+    if "inside" not in node.meta:
+        values = substitute((node.args, node.kwargs), lambda n: n.meta["val"])
+        args, kwargs = tree_map(lambda a: a.detach() if isinstance(a, Tensor) else a, values)
+        try:
+            with torch.no_grad():
+                node.meta["inside"] = trace(_Forward(target.function), args, kwargs, device=device)
+        except NetAugFXError as error:
+            cause = error.__cause__
+            told = cause.reason if isinstance(cause, Untraceable) else str(error)
+            node.meta["inside"] = f"cannot be read: its forward {told}"
+    found: Traced | str = node.meta["inside"]
+    return found
