@@ -25,7 +25,7 @@ from .axes import Axis, size, widths_of
 from .plan import Plan
 from .rewrite import Bound, Program, count, scaled, tensor
 from .rules import subnet_batch_norm
-from .trace import META
+from .trace import META, random_states_kept
 
 PROBES = (
     3  # runs at arbitrary sizes; each rules out a wrong product but for a chance of 1 in thousands
@@ -223,6 +223,10 @@ def _calls(
     program: Program, plan: Plan, sizes: Mapping[str, int], inputs: Sequence[Tensor]
 ) -> list[tuple[fx.Node, int]]:
     counter = _Counter(program)
-    with torch.no_grad(), META:  # tensors that the forward makes are made there, too
+    with (
+        torch.no_grad(),
+        META,
+        random_states_kept(),
+    ):  # tensors that the forward makes are made there, too
         counter.run(_Shapes(program, plan, sizes), *map(_on_meta, inputs))
     return counter.calls

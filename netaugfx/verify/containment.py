@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from ..axes import Axis, Extent, extent, widths_of
 from ..plan import Config, Plan
 from ..rewrite import Bound, Program
+from ..trace import Applied
 
 DROPOUT = {
     F.dropout,
@@ -171,6 +172,8 @@ def _writes(node: fx.Node, base: fx.Interpreter) -> bool:
     if node.op == "call_module":
         return bool(getattr(base.fetch_attr(str(node.target)), "inplace", False))
     target: Any = node.target
+    if isinstance(target, Applied):
+        return True
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
     augmented = getattr(target, "__module__", "") == "_operator" and name[:1] == "i"
     return name.endswith("_") or augmented or name == "setitem" or bool(node.kwargs.get("inplace"))
