@@ -6,21 +6,35 @@ channels are elsewhere: where it would not compute by itself what the rules say,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from ..rules import SUBNET_FORMS, Path, Typed
-from ..trace import Traced, inside
+from ..trace import Traced, forward_of
 from ..unify import OpenAxis, Var, length_at, pin, resolve, variables
 from .lengths import axes_read, number_at
 
-if TYPE_CHECKING:
-    from .solve import Solver, Typing
+
+class Solver(Protocol):
+    """What reads the graph of a Function, node by node: see `solve`."""
+
+    claims: list[Claim]
+
+    def _node(
+        self, node: fx.Node, value: Any, typed: Any, typing: Any, traced: Traced
+    ) -> tuple[Any, dict[Path, Any]]: ...
+
+    @staticmethod
+    def _pin(tensors: Iterable[Typed], reason: str) -> None: ...
+
+    @staticmethod
+    def _typed(tree: Any) -> list[Typed]: ...
+
 
 SAME_ANYWHERE = {
     *(
@@ -64,7 +78,7 @@ class Reading:
 
     where: str
     typed: dict[fx.Node, Any]
-    typing: Typing
+    typing: Any
     claims: list[Claim] = field(default_factory=list)
 
 
@@ -74,11 +88,11 @@ def read_function(
     where: str,
     inputs: list[Typed],
     outer: Mapping[fx.Node, Any],
-    typing: Typing,
+    typing: Any,
     device: torch.device,
 ) -> Any:
     """Type the result of a Function's node by the Function's own forward; None where its inputs are pinned."""
-    found = inside(node, device)
+    found = forward_of(node, device)
     if isinstance(found, str):
         solver._pin(inputs, f"{where} {found}")
         return None

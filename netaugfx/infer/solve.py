@@ -31,6 +31,7 @@ HARMLESS = {
     "stride",
     "is_floating_point",
     "element_size",
+    "is_contiguous",
 }
 
 

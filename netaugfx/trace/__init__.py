@@ -1,13 +1,13 @@
 """Module + inputs -> graph with a value at every node: meta copies, proxies that carry values, the tracer."""
 
+from .forwards import forward_of
 from .functions import Applied
-from .inside import inside
 from .meta import META, Remembered, compute, is_plain, meta_copy, random_states_kept, substitute
 from .proxy import Guard
 from .traced import Inputs, Traced
 from .tracer import is_torch_leaf, trace
 
 __all__ = [
-    "META", "Applied", "Guard", "Inputs", "Remembered", "Traced", "compute", "inside", "is_plain", "is_torch_leaf",
+    "META", "Applied", "Guard", "Inputs", "Remembered", "Traced", "compute", "forward_of", "is_plain", "is_torch_leaf",
     "meta_copy", "random_states_kept", "substitute", "trace",
 ]  # fmt: skip

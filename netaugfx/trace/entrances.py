@@ -41,7 +41,13 @@ class Legacy:
         return self.call(*args, **kwargs)
 
     def __instancecheck__(self, x: Any) -> bool:
-        return isinstance(x, self.original)
+        if not isinstance(x, fx.Proxy):
+            return isinstance(x, self.original)
+        value, here = x.node.meta["val"], x.tracer.device.type == "cuda"  # type: ignore[attr-defined]
+        return isinstance(value, Tensor) and (value.dtype, here) == (
+            self.original.dtype,
+            self.original.is_cuda,
+        )
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.original, name)
@@ -118,34 +124,35 @@ def _constructors(tracer: Recorder, seen: Callable[..., bool]) -> Iterator[tuple
         made = data.detach()
         return made.requires_grad_() if requires_grad else made
 
-    def made(name: str, dtype: Any, args: Any, kwargs: Any) -> Any:
+    def made(name: str, options: Any, args: Any, kwargs: Any) -> Any:
         values = [a.node.meta["val"] if isinstance(a, fx.Proxy) else a for a in args]
         if not kwargs and len(values) == 1 and isinstance(values[0], Tensor):
             return args[0][...]
         lengths = len(values) == 1 and isinstance(values[0], torch.Size)
         if not kwargs and (lengths or all(isinstance(v, int) for v in values)):
-            return torch.empty(*args) if dtype is None else torch.empty(*args, dtype=dtype)
+            return torch.empty(*args, **options)
         raise Untraceable(f"calls torch.{name} on computed values at {tracer.source()}")
 
     def tensor(cls: Any, *args: Any, **kwargs: Any) -> Any:
         if cls is Tensor and seen(args, kwargs):
-            return made("Tensor", None, args, kwargs)
+            return made("Tensor", {}, args, kwargs)
         return new(cls, *args, **kwargs)
 
-    def legacy(name: str) -> Legacy:
-        original = getattr(torch, name)
+    def legacy(name: str, original: Any) -> Legacy:
+        options = {"dtype": original.dtype} | ({"device": "cuda"} if original.is_cuda else {})
 
         def call(*args: Any, **kwargs: Any) -> Any:
             if seen(args, kwargs):
-                return made(name, original.dtype, args, kwargs)
+                return made(name, options, args, kwargs)
             return original(*args, **kwargs)
 
         return Legacy(original, call)
 
     yield VariableMeta, "__call__", wrapped
     yield Tensor, "__new__", staticmethod(tensor)
-    for name in _LEGACY:
-        yield torch, name, legacy(name)
+    for room in (torch, torch.cuda):
+        for name in _LEGACY:
+            yield room, name, legacy(name, getattr(room, name))
 
 
 def _scripts(tracer: Recorder, seen: Callable[..., bool]) -> Iterator[tuple[Any, str, Any]]:

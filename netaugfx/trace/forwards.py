@@ -34,21 +34,21 @@ class _Forward(nn.Module):
         return function.forward(context, *args, **kwargs)
 
 
-def inside(node: fx.Node, device: torch.device) -> Traced | str:
+def forward_of(node: fx.Node, device: torch.device) -> Traced | str:
     """Return the graph of a Function's own forward at the values of a node's arguments, or why there is none.
 
     Its placeholders are the tensors among the arguments, in order; numbers among them are constants.
     """
     target: Any = node.target
-    if "inside" not in node.meta:
+    if "forward" not in node.meta:
         values = substitute((node.args, node.kwargs), lambda n: n.meta["val"])
         args, kwargs = tree_map(lambda a: a.detach() if isinstance(a, Tensor) else a, values)
         try:
             with torch.no_grad():
-                node.meta["inside"] = trace(_Forward(target.function), args, kwargs, device=device)
+                node.meta["forward"] = trace(_Forward(target.function), args, kwargs, device=device)
         except NetAugFXError as error:
             cause = error.__cause__
             told = cause.reason if isinstance(cause, Untraceable) else str(error)
-            node.meta["inside"] = f"cannot be read: its forward {told}"
-    found: Traced | str = node.meta["inside"]
+            node.meta["forward"] = f"cannot be read: its forward {told}"
+    found: Traced | str = node.meta["forward"]
     return found
