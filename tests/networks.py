@@ -1160,17 +1160,17 @@ class OwnBackwardInAGraph(nn.Module):
 
 
 class SoftmaxFunction(torch.autograd.Function):
-    """A softmax over channels."""
+    """A softmax over channels, and nothing beside it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, None]:
         y = (x - x.amax(1, keepdim=True)).exp()
         y = y / y.sum(1, keepdim=True)
         ctx.save_for_backward(y)
-        return y
+        return y, None
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor, _: Any) -> Tensor:
         (y,) = ctx.saved_tensors
         return y * (gradient - (gradient * y).sum(1, keepdim=True))
 
@@ -1186,7 +1186,7 @@ class OwnBackwardMixes(nn.Module):
         self.head = nn.Linear(7, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = SoftmaxFunction.apply(self.stem(x))
+        x, _ = SoftmaxFunction.apply(self.stem(x))
         x = F.relu(self.body(x)).mean((2, 3))
         return self.head(F.relu(LinearFunction.apply(x, self.hidden.weight)))
 

@@ -223,6 +223,12 @@ class Scales(Function):
         return x / n
 
 
+class Views(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shape: Any) -> Tensor:
+        return (x * 2).flatten(1).view(shape)
+
+
 class Normalises(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -249,7 +255,8 @@ class Applies(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
-        given = [x.shape[1] if a == "channels" else a for a in self.arguments]
+        known = {"channels": x.shape[1], "shape": x.shape}
+        given = [known.get(a, a) for a in self.arguments]
         return self.head(self.function.apply(x, *given))
 
 
@@ -268,6 +275,7 @@ HERE = "(test_what_grows.py)"
         (Applies(Given, 6), f"Given.apply() {HERE} holds a count of channels {HERE}"),
         (Applies(Given, "channels"), f"Given.apply() {HERE} holds a count of channels {HERE}"),
         (Applies(Scales, "channels"), f"Scales.apply() {HERE} is given a length"),
+        (Applies(Views, "shape"), f"Views.apply() {HERE} holds a count of channels {HERE}"),
         (Applies(Normalises), f"Normalises.apply() {HERE} calls batch_norm(), which subnets call otherwise {HERE}"),
         (Applies(Unknown), f"flip() {HERE} runs along it"),
     ],

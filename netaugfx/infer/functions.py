@@ -112,7 +112,7 @@ def read_function(
         solver._pin(inputs, f"{where} {reason}")
         return None
     for m in node.all_input_nodes:
-        if isinstance(m.meta["val"], int | float):
+        if isinstance(m.meta["val"], int | float | torch.Size):
             here.claims.append(_same(m, m.meta["val"], outer, f"{where} is given a length"))
     solver.claims += here.claims
     typing.mixing.setdefault(node, []).extend(

@@ -85,7 +85,8 @@ def _functions(tracer: Recorder, seen: Callable[..., bool]) -> Iterator[tuple[An
     entering = [False]
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        if seen(args, kwargs):
+        owned = tracer.recording() and any(id(a) in tracer.tensor_paths for a in args)
+        if owned or seen(args, kwargs):
             try:
                 tracer.create_arg(args), tracer.create_arg(kwargs)
             except NotImplementedError as error:

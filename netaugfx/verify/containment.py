@@ -132,7 +132,10 @@ class _Subnet(_Graph):
         axes = self.axes.get(origin)
         if own is not None and isinstance(value, tuple) and axes is not None:  # values and indices
             parts = zip(value, own, axes, strict=True)
-            made = [_put(v, o, _places(a, self.plan, self.config, self.cache)) for v, o, a in parts]
+            made = [
+                _put(v, o, _places(a, self.plan, self.config, self.cache)) if a is not None else v
+                for v, o, a in parts
+            ]
             return type(value)(made)
         if not isinstance(value, Tensor) or axes is None or origin.op == "get_attr":
             return value
