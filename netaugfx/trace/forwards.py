@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,8 +15,10 @@ from torch.utils._pytree import tree_map
 from ..errors import NetAugFXError
 from .meta import substitute
 from .proxy import Untraceable
-from .traced import Traced
+from .traced import Inputs, Traced
 from .tracer import trace
+
+_known: WeakKeyDictionary[fx.Graph, dict[Hashable, Traced]] = WeakKeyDictionary()
 
 
 class _Forward(nn.Module):
@@ -40,15 +44,17 @@ def forward_of(node: fx.Node, device: torch.device) -> Traced | str:
     Its placeholders are the tensors among the arguments, in order; numbers among them are constants.
     """
     target: Any = node.target
-    if "forward" not in node.meta:
-        values = substitute((node.args, node.kwargs), lambda n: n.meta["val"])
-        args, kwargs = tree_map(lambda a: a.detach() if isinstance(a, Tensor) else a, values)
-        try:
+    values = substitute((node.args, node.kwargs), lambda n: n.meta["val"])
+    args, kwargs = tree_map(lambda a: a.detach() if isinstance(a, Tensor) else a, values)
+    forward = _Forward(target.function)
+    known = _known.setdefault(node.graph, {})
+    try:
+        key = (target, Inputs.of(forward, args, kwargs).key)
+        if key not in known:
             with torch.no_grad():
-                node.meta["forward"] = trace(_Forward(target.function), args, kwargs, device=device)
-        except NetAugFXError as error:
-            cause = error.__cause__
-            told = cause.reason if isinstance(cause, Untraceable) else str(error)
-            node.meta["forward"] = f"cannot be read: its forward {told}"
-    found: Traced | str = node.meta["forward"]
-    return found
+                known[key] = trace(forward, args, kwargs, device=device)
+        return known[key]
+    except NetAugFXError as error:
+        cause = error.__cause__
+        told = cause.reason if isinstance(cause, Untraceable) else str(error)
+        return f"cannot be read: its forward {told}"
