@@ -46,7 +46,8 @@ def register_rule(*targets: Any) -> Callable[[Rule], Rule]:
     """Teach an operator: a function, a `torch.Tensor` method, a module class, or a module class's dotted name.
 
     Args:
-        targets: What the rule describes. A later registration for the same target wins.
+        targets: What the rule describes; also a `torch.autograd.Function`, which is otherwise read by its own
+            forward. A later registration for the same target wins.
 
     Returns:
         A decorator for a function from `Op` to the axes of the result: a tuple with an axis per dimension, or a
