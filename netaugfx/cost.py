@@ -253,6 +253,10 @@ def _calls(
     program: Program, plan: Plan, sizes: Mapping[str, int], inputs: Sequence[Tensor]
 ) -> list[tuple[fx.Node, int]]:
     counter = _Counter(program)
-    with torch.no_grad(), META:  # tensors that the forward makes are made there, too
+    with (
+        torch.no_grad(),
+        META,
+        random_states_kept(),
+    ):  # tensors that the forward makes are made there, too
         counter.run(_Shapes(program, plan, sizes), *map(_on_meta, inputs))
     return counter.calls

@@ -1246,6 +1246,164 @@ class UnknownInTheMiddle(nn.Module):
         return self.head(F.relu(self.conv2(x)).mean((2, 3)))
 
 
+class SwishFunction(torch.autograd.Function):
+    """x * sigmoid(x), which keeps its input alone for backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * torch.sigmoid(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        s = torch.sigmoid(x)
+        return gradient * (s * (1 + x * (1 - s)))
+
+
+class GateFunction(torch.autograd.Function):
+    """Two inputs and two results, one of which is no tensor; forward and context apart."""
+
+    @staticmethod
+    def forward(x: Tensor, gate: Tensor, scale: float = 2.0) -> tuple[Tensor, None]:
+        return x * (gate * scale).tanh(), None
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Any) -> None:
+        ctx.save_for_backward(*inputs[:2])
+        ctx.scale = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor, Tensor, None]:
+        x, gate = ctx.saved_tensors
+        t = (gate * ctx.scale).tanh()
+        return gradient * t, gradient * x * ctx.scale * (1 - t * t), None
+
+
+class OwnBackward(nn.Module):
+    """Functions with a backward of their own: called by name, and as an attribute keeps it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3)
+        self.swish = SwishFunction.apply
+        self.gate = nn.Conv2d(6, 5, 1)
+        self.body = nn.Conv2d(6, 5, 1)
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.swish(self.stem(x))
+        x, _ = GateFunction.apply(self.body(x), self.gate(x), 0.5)
+        return self.head(SwishFunction.apply(x).mean((2, 3)))
+
+
+class OwnBackwardInAGraph(nn.Module):
+    """A Function behind a view that holds a channel count: no class runs at other widths, a graph does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3)
+        self.body = nn.Conv2d(6, 4, 1)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = SwishFunction.apply(self.stem(x))
+        x = x.view(x.shape[0], 6, -1).unflatten(2, x.shape[2:])
+        return self.head(SwishFunction.apply(self.body(x)).mean((2, 3)))
+
+
+class SoftmaxFunction(torch.autograd.Function):
+    """A softmax over channels, and nothing beside it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, None]:
+        y = (x - x.amax(1, keepdim=True)).exp()
+        y = y / y.sum(1, keepdim=True)
+        ctx.save_for_backward(y)
+        return y, None
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Any) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return y * (gradient - (gradient * y).sum(1, keepdim=True))
+
+
+class OwnBackwardMixes(nn.Module):
+    """A Function that mixes channels, and one that is a linear layer: its weight is an argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3)
+        self.body = nn.Conv2d(6, 5, 1)
+        self.hidden = nn.Linear(5, 7, bias=False)
+        self.head = nn.Linear(7, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, _ = SoftmaxFunction.apply(self.stem(x))
+        x = F.relu(self.body(x)).mean((2, 3))
+        return self.head(F.relu(LinearFunction.apply(x, self.hidden.weight)))
+
+
+class LinearFunction(torch.autograd.Function):
+    """A linear layer."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return x @ weight.t()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        return gradient @ weight, gradient.t() @ x
+
+
+class LiteralFunction(torch.autograd.Function):
+    """It holds a channel count, which no subnet can replace."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return (x.view(x.shape[0], 6, -1) * 2).view(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * 2
+
+
+class HalvesFunction(torch.autograd.Function):
+    """It cuts channels in halves, and divides by their number where told to."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, by: bool) -> Tensor:
+        half = x.shape[1] // 2
+        y = torch.cat((x[:, half:], x[:, :half]), 1)
+        ctx.by = x.shape[1] if by else 1
+        return y / x.shape[1] if by else y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        half = gradient.shape[1] // 2
+        return torch.cat((gradient[:, -half:], gradient[:, :-half]), 1) / ctx.by, None
+
+
+class OwnBackwardCounts(nn.Module):
+    """Functions that hold a count of channels, or compute one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3)
+        self.body = nn.Conv2d(6, 4, 1)
+        self.grows = nn.Conv2d(4, 5, 1)
+        self.neck = nn.Conv2d(5, 4, 1)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = LiteralFunction.apply(self.stem(x))
+        x = HalvesFunction.apply(F.relu(self.body(x)), False)
+        x = HalvesFunction.apply(self.neck(F.relu(self.grows(x))), True)
+        return self.head(x.mean((2, 3)))
+
+
 CORE = (
     Case("audio", AudioNet, ((1, 32),), 45),
     Case("video", VideoNet, ((3, 4, 6, 6),), 7),
@@ -1306,6 +1464,10 @@ WIDE = (
     Case("deformable", Deformable, other=11, core=False),
     Case("recurrent", Recurrent, ((3, 8),), 11, core=False),
     Case("raw parameters", RawParameters, other=11, core=False),
+    Case("own backward", OwnBackward, other=11),
+    Case("own backward in a graph", OwnBackwardInAGraph, other=11),
+    Case("own backward mixes", OwnBackwardMixes, other=11, mixes=True),
+    Case("own backward counts", OwnBackwardCounts, other=11),
 )
 CASES = CORE + WIDE
 WHOLE = CORE[:3]

@@ -4,6 +4,7 @@ import copy
 import functools
 import operator
 import random
+import warnings
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import netaugfx
 from netaugfx.errors import InputError, TraceError
-from netaugfx.trace import Inputs, Remembered, Traced, trace
+from netaugfx.trace import Applied, Inputs, Remembered, Traced, trace
 
 Pair = namedtuple("Pair", "low high")
 
@@ -303,22 +304,160 @@ def test_named_opaque_modules_and_own_leaves():
     assert traced.opaque == {"a": "as asked"}
 
 
-def test_custom_backward_is_opaque():
-    class Straight(torch.autograd.Function):
+class Straight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.round()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+straight = Straight.apply
+
+
+def swish(x):
+    return x * torch.sigmoid(x)
+
+
+def old(function, *args):
+    """Call what torch no longer recommends."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return function(*args)
+
+
+scripted = old(torch.jit.script, swish)
+
+
+def test_a_custom_backward_is_one_node():
+    traced = check(forward(lambda self, x: Straight.apply(x) + 1), image())
+    first, _ = targets(traced)
+    assert first == Applied(Straight)
+    assert not traced.opaque
+    assert check(nn.Sequential(forward(lambda self, x: Straight.apply(x))), image()).opaque == {}
+
+
+def test_results_of_a_custom_backward():
+    class Two(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, numbers, scale=2):
+            ctx.mark_non_differentiable(x)
+            return x * numbers[0], None, x + scale
+
+    def run(self, x):
+        a, nothing, b = Two.apply(x, [3, 4], 5)
+        assert nothing is None
+        return a + b
+
+    check(forward(run), image())
+
+
+def test_a_kept_apply_is_followed():
+    class Kept(nn.Module):
+        act = Straight.apply
+
+        def __init__(self):
+            super().__init__()
+            self.own = Straight.apply
+
+        def forward(self, x):
+            return self.act(self.own(straight(x)))
+
+    model = Kept()
+    assert targets(check(model, image())) == [Applied(Straight)] * 3
+    assert model.own is vars(model)["own"] is not Applied(Straight)
+    assert not isinstance(straight, Applied)
+    assert not isinstance(Kept.act, Applied)
+
+
+def test_an_apply_hidden_in_a_closure_names_itself():
+    hidden = Straight.apply
+    model = forward(lambda self, x: hidden(x))
+    assert "Straight.apply under another name" in check(nn.Sequential(model), image()).opaque["0"]
+    with pytest.raises(
+        TraceError, match=r"calls Straight\.apply under another name at test_trace.py:\d+"
+    ):
+        trace(model, (image(),))
+
+
+def test_what_a_function_is_given_that_no_graph_holds():
+    class Calls(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, function):
+            return function(x)
+
+    traced = check(nn.Sequential(forward(lambda self, x: Calls.apply(x, torch.relu))), image())
+    assert "what a graph cannot hold" in traced.opaque["0"]
+
+
+def test_a_function_may_draw_in_python():
+    class Drop(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
-            return x.round()
+            return x * (random.random() < 0.5)
 
-        @staticmethod
-        def backward(ctx, grad):
-            return grad
+    before = random.getstate()
+    assert not trace(forward(lambda self, x: Drop.apply(x)), (image(),)).opaque
+    assert random.getstate() == before
 
-    class Round(nn.Module):
-        def forward(self, x):
-            return Straight.apply(x)
 
-    traced = check(nn.Sequential(Round()), image())
-    assert "backward of its own" in traced.opaque["0"]
+@pytest.mark.parametrize(
+    "function",
+    [
+        torch.autograd.Variable,
+        lambda x: torch.autograd.Variable(x, requires_grad=True) * 2,
+        lambda x: x * torch.autograd.Variable(torch.ones(1)),
+        lambda x: torch.Tensor(x),
+        lambda x: torch.FloatTensor(x),
+        lambda x: x + torch.Tensor(x.size(0), 1, 1, 1).fill_(1.0),
+        lambda x: x + torch.FloatTensor(x.size()).fill_(1.0),
+        lambda x: x * torch.Tensor([2.0]),
+        lambda x: x * isinstance(x, torch.FloatTensor),
+        scripted,
+        nn.Parameter,
+    ],
+)
+def test_ways_into_torch_that_are_followed(function):
+    new, tensor = torch.Tensor.__new__, torch.FloatTensor
+    assert not check(forward(lambda self, x: function(x)), image()).opaque
+    assert torch.Tensor.__new__ is new or torch.Tensor.__new__ == new
+    assert torch.FloatTensor is tensor
+    assert type(torch.Tensor([1.0])) is Tensor
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (torch.vmap(lambda x: x * 2), "torch.vmap"),
+        (torch.func.grad(lambda x: x.sum()), "torch.func"),
+        (lambda x: old(torch.jit.fork, torch.relu, x).wait(), "torch.jit.fork"),
+        (lambda x: old(torch.jit.trace, torch.relu, x)(x), "torch.jit.trace"),
+        (lambda x: torch.Tensor([x.shape[0]]) * x, "torch.Tensor"),
+        (lambda x: Tensor._make_subclass(Tensor, x), "_make_subclass"),
+        (lambda x: torch.nested.nested_tensor([x[0]])[0], "torch.nested.nested_tensor"),
+        (lambda x: torch.from_dlpack(torch.to_dlpack(x)), "to_dlpack"),
+    ],
+)
+def test_ways_into_torch_that_are_not(function, reason):
+    with pytest.raises(TraceError, match=rf"calls .*{reason}.*test_trace.py:\d+"):
+        trace(forward(lambda self, x: function(x)), (image(),))
+
+
+def test_torchscript_modules_are_refused():
+    model = nn.Sequential(old(torch.jit.script, nn.Conv2d(3, 4, 1)))
+    with pytest.raises(TraceError, match=r"'0'.*TorchScript"):
+        trace(model, (image(),))
+
+
+def test_writing_to_data_is_opaque():
+    def run(self, x):
+        y = x * 2
+        y.data = x
+        return y
+
+    assert ".data" in check(nn.Sequential(forward(run)), image()).opaque["0"]
 
 
 # State

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import netaugfx
+from netaugfx.rules import registry
 from tests.networks import CASES, CORE, WHOLE, Asserts, Case
 from tests.real import REAL
 
@@ -197,3 +199,149 @@ def test_a_pin_names_the_first_cause(model: nn.Module, reasons: dict[str, str]) 
     plan = netaugfx.plan(model, example_inputs=torch.zeros(2, 3, 4, 4))
     for name, reason in reasons.items():
         assert reason in re.sub(r"\.py:\d+", ".py", plan.pinned[name])
+
+
+# ------------------------------------------------------------------------------------------------ own backwards
+
+
+class Function(torch.autograd.Function):
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise NotImplementedError
+
+
+class Divides(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.sum(2, keepdim=True).expand_as(x) / x.shape[1]
+
+
+class Means(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x - x.sum(1, keepdim=True) / x.shape[1]
+
+
+class Decides(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x if x.shape[1] > 4 else x * 2
+
+
+class Noise(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * torch.rand_like(x)
+
+
+class PerSample(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        if not x.is_contiguous():
+            x = x.contiguous()
+        return x * torch.rand(x.size(0), 1, 1, 1)
+
+
+class Holds(Function):
+    scale = torch.ones(6, 1, 1)
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * Holds.scale
+
+
+class Given(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, n: int) -> Tensor:
+        return x.unflatten(1, (n, -1)).sum(2)
+
+
+class Scales(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, n: int) -> Tensor:
+        return x / n
+
+
+class Views(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shape: Any) -> Tensor:
+        return (x * 2).flatten(1).view(shape)
+
+
+class Normalises(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return F.batch_norm(x, None, None, training=True)
+
+
+class Unknown(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.flip(x, (1,))
+
+
+class Nested(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return PerSample.apply(x) * 2
+
+
+class Applies(nn.Module):
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)
+        self.function, self.arguments = function, arguments
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        known = {"channels": x.shape[1], "shape": x.shape}
+        given = [known.get(a, a) for a in self.arguments]
+        return self.head(self.function.apply(x, *given))
+
+
+HERE = "(test_what_grows.py)"
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (Applies(PerSample), None),
+        (Applies(Nested), None),
+        (Applies(Divides), f"Divides.apply() {HERE} computes with a length {HERE}"),
+        (Applies(Means), f"Means.apply() {HERE} computes with a length {HERE}"),
+        (Applies(Decides), f"Decides.apply() {HERE} decides by a length {HERE}"),
+        (Applies(Noise), f"Noise.apply() {HERE} draws numbers for channels {HERE}"),
+        (Applies(Given, 6), f"Given.apply() {HERE} holds a count of channels {HERE}"),
+        (Applies(Given, "channels"), f"Given.apply() {HERE} holds a count of channels {HERE}"),
+        (Applies(Scales, "channels"), f"Scales.apply() {HERE} is given a length"),
+        (Applies(Views, "shape"), f"Views.apply() {HERE} holds a count of channels {HERE}"),
+        (Applies(Normalises), f"Normalises.apply() {HERE} calls batch_norm(), which subnets call otherwise {HERE}"),
+        (Applies(Unknown), f"flip() {HERE} runs along it"),
+    ],
+    ids=lambda x: x.function.__name__ if isinstance(x, Applies) else "",
+)  # fmt: skip
+def test_what_a_function_with_an_own_backward_lets_grow(model: Any, reason: str | None) -> None:
+    plan = netaugfx.plan(model, example_inputs=torch.zeros(2, 3, 4, 4))
+    assert not plan.opaque
+    told = re.sub(r"\.py:\d+", ".py", plan.pinned.get("stem", "it grows"))
+    assert told.startswith(reason or "it grows"), told
+
+
+def test_a_function_that_fails_without_data_leaves_its_module_as_it_is() -> None:
+    class Inner(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return Holds.apply(x)
+
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), Inner(), nn.Conv2d(6, 4, 1), nn.Conv2d(4, 2, 1))
+    plan = netaugfx.plan(model, example_inputs=torch.zeros(2, 3, 4, 4))
+    assert list(plan.opaque) == ["1"]
+    assert [w.name for w in plan.widths] == ["2"]
+
+
+def test_a_rule_for_a_function_with_an_own_backward() -> None:
+    netaugfx.register_rule(Unknown)(lambda op: op.tensors[0].axes)
+    try:
+        plan = netaugfx.plan(Applies(Unknown), example_inputs=torch.zeros(2, 3, 4, 4))
+    finally:
+        del registry._rules[Unknown]
+    assert [w.name for w in plan.widths] == ["stem"]

@@ -20,7 +20,7 @@ from ..parts import WideParts, share
 from ..plan import Config, Plan
 from ..rewrite import Program, contract, replace_argument, rewrite
 from ..rules import BATCH_NORM, is_leaf, layer_of, resize
-from ..trace import compute, substitute, trace
+from ..trace import Applied, compute, substitute, trace
 from .whole import keep_whole
 
 HOOKS = (
@@ -303,11 +303,29 @@ def _place_norm(network: nn.Module, path: str, rank: int, given: Mapping[str, An
 def _module(network: nn.Module, program: Program, graph: fx.Graph) -> fx.GraphModule:
     for name, t in program.traced.constants.items():
         network.register_buffer(name, t.clone(), persistent=False)
+    _by_class(graph, network)
     module = fx.GraphModule(network, graph)
     flags = {path: m.training for path, m in network.named_modules()}
     for path, m in module.named_modules():
         m.training = flags.get(path, network.training)
     return module
+
+
+def _by_class(graph: fx.Graph, network: nn.Module) -> None:
+    """Let `graph` find every `torch.autograd.Function` in `network`, which is pickled with the name of its class."""
+    for node in list(graph.nodes):
+        if isinstance(node.target, Applied):
+            function: Any = node.target.function
+            name = function.__name__
+            while getattr(network, name, function) is not function:
+                name = f"_{name}"
+            setattr(network, name, function)
+            with graph.inserting_before(node):
+                found = graph.get_attr(name)
+                made = graph.call_method("apply", (found, *node.args), node.kwargs)
+            made.meta.update(node.meta)
+            node.replace_all_uses_with(made)
+            graph.erase_node(node)
 
 
 def both_modes(wide: WideModel) -> list[Program]:

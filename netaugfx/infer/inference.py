@@ -13,6 +13,7 @@ from ..plan import Plan, Width
 from ..trace import Traced
 from ..unify import Var, pin, resolve, variables
 from .flow import flow
+from .functions import pin_claims
 from .naming import kinds_of, name_axis, name_typing, names_of, share_of, spans_of
 from .settle import (
     choose_factors,
@@ -56,12 +57,14 @@ def infer(
     if plan is not None:
         pin_numbers(solver)
         pin_asserted(solver)
+        pin_claims(solver)
         refuse_pins(solver)
         names = {v: name for name, v in solver.seeds.items()}
         return plan, [name_typing(typing, names) for typing in typings]
     choose_factors(solver)
     pin_numbers(solver)
     pin_asserted(solver)
+    pin_claims(solver)
     pin_kept(solver, keep, traces[0].root)
     names = names_of(solver)
     by_name = {name: v for v, name in names.items()}

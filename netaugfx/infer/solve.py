@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ..axes import Axis
 from ..plan import Plan
 from ..rules import Call, NoRule, Op, Path, Ref, Typed, layer_of, rule_of
-from ..trace import Traced, is_plain
+from ..trace import Applied, Traced, is_plain
 from ..unify import OpenAxis, Var, fixed, length, pin
+from .functions import Claim, read_function
 from .lengths import READS, argument, axes_read, derived, lengths_of
 
 OUTPUT = "it is an output of the network"
@@ -97,6 +98,7 @@ class Solver:
         self.taken: list[OpenAxis] = []  # input channels of convolution and linear layers
         self.numbers: list[tuple[str, list[OpenAxis], OpenAxis]] = []
         self.computed: list[tuple[fx.Node, Typing, Path, list[OpenAxis]]] = []
+        self.claims: list[Claim] = []
         self.asserted: list[tuple[fx.Node, Mapping[fx.Node, Any]]] = []
         self.opaque: dict[str, str] = {}
 
@@ -245,6 +247,9 @@ class Solver:
                 self.opaque[str(node.target)] = why
                 self._pin(inputs, why)
                 return _plain(value), {}
+        if isinstance(target, Applied) and rule_of(target) is None:
+            result = read_function(self, node, where(node), inputs, typed, typing, traced.device)
+            return (_plain(value) if result is None else result), {}
         op = Op(
             where(node),
             args,

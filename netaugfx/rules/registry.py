@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from ..errors import RuleError
+from ..trace import Applied
 from .op import Call, Op
 
 Rule = Callable[[Op], Any]
@@ -48,7 +49,8 @@ def register_rule(*targets: Any) -> Callable[[Rule], Rule]:
     That is a module class's dotted name, or the name of an operator in `torch.ops` (`"torchvision::deform_conv2d"`).
 
     Args:
-        targets: What the rule describes. A later registration for the same target wins.
+        targets: What the rule describes; also a `torch.autograd.Function`, which is otherwise read by its own
+            forward. A later registration for the same target wins.
 
     Returns:
         A decorator for a function from `Op` to the axes of the result: a tuple with an axis per dimension, or a
@@ -97,6 +99,8 @@ def rule_of(target: Any) -> Rule | None:
         return _rules.get(cls) or _rules.get(f"{cls.__module__}.{cls.__qualname__}")
     if isinstance(target, str):
         return _rules.get(("method", target))
+    if isinstance(target, Applied):
+        return _rules.get(target.function) or _rules.get(target.function.apply)
     try:
         return _rules.get(target) or _rules.get(getattr(target, "_qualified_op_name", None))
     except TypeError:  # not hashable

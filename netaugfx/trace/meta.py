@@ -18,6 +18,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.overrides import TorchFunctionMode
 
 from ..errors import TraceError
+from .functions import Applied, applied
 
 META = torch.device("meta")
 PLAIN = "_netaugfx_plain_tensors"  # attribute of modules of a meta copy: names
@@ -40,6 +41,11 @@ def meta_copy(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = _hookless(model)
     plain: list[tuple[str, str]] = []
     for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TraceError(
+                f"Cannot copy module '{path}' ({type(module).__name__}): TorchScript has no Python "
+                "to follow. Plan the model before torch.jit.script or torch.jit.trace."
+            )
         tensors = {**module._parameters, **module._buffers}
         for name, value in module.__dict__.items():
             if isinstance(value, Tensor):
@@ -68,6 +74,9 @@ def meta_copy(model: nn.Module) -> nn.Module:
             f"Cannot copy {type(model).__name__}: copy.deepcopy says '{error}'. Keep what cannot "
             "be copied out of the model's attributes, or define __deepcopy__ for it."
         ) from error
+    for module in root.modules():
+        for name, value in vars(module).items():
+            vars(module)[name] = applied(value) or value
     for path, name in plain:
         module = root.get_submodule(path)
         module._buffers[name] = module.__dict__.pop(name)
@@ -262,7 +271,8 @@ def compute(
     place = FILLS.get(target)
     if place is not None and isinstance(args[place:] and args[place], Tensor):
         args[place] = 1.0 if args[place].is_floating_point() else 1
-    with META, remembered or nullcontext():  # factories without a device of their own
+    draws = random_states_kept() if isinstance(target, Applied) or target == "apply" else None
+    with META, remembered or nullcontext(), draws or nullcontext():  # factories without a device
         if kind == "call_module":
             value = root.get_submodule(target)(*args, **kwargs)
         elif kind == "call_method":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import math
 import sys
@@ -18,6 +19,7 @@ from torch.amp import autocast_mode
 from torch.fx.node import base_types
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
+from .entrances import Legacy, entrances
 from .meta import META
 from .proxy import Recorder, Untraceable, updated_attribute
 from .written_out import WRITTEN_OUT
@@ -45,6 +47,7 @@ class _Mode(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, tracer = kwargs or {}, self.tracer
         own = tracer.tensor_paths
+        args = tuple(a.original if isinstance(a, Legacy) else a for a in args)
         if not tracer.recording():
             return func(*args, **kwargs)
         if func is torch._C._set_grad_enabled:
@@ -77,9 +80,9 @@ def watched(tracer: Recorder, call_module: Callable[..., Any]) -> Iterator[None]
     module_call, module_get, module_set = (
         nn.Module.__dict__[name] for name in ("__call__", "__getattr__", "__setattr__")
     )
+    importlib.import_module("torch._dynamo")  # imported by the first sum of two tensors otherwise
     with META:  # fill torch's own tables of functions before they are replaced
         is_tensor_method_or_property(torch.empty(0).add)
-    apply: Any = inspect.getattr_static(torch.autograd.Function, "apply")
     enter, leave = torch.autocast.__enter__, torch.autocast.__exit__
     fastpath = torch.backends.mha.get_fastpath_enabled
     plain = (*base_types, fx.Proxy, type(None))
@@ -105,11 +108,6 @@ def watched(tracer: Recorder, call_module: Callable[..., Any]) -> Iterator[None]
                 raise Untraceable(f"assigns to parameter or buffer '{name}' at {tracer.source()}")
             return
         module_set(module, name, value)
-
-    def applied(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        if tracer.recording() and has_proxy((args, kwargs)):
-            raise Untraceable(f"has a backward of its own ({cls.__name__}) at {tracer.source()}")
-        return apply.__get__(None, cls)(*args, **kwargs)
 
     def entered(context: Any) -> Any:
         result = enter(context)  # type: ignore[no-untyped-call]
@@ -167,7 +165,8 @@ def watched(tracer: Recorder, call_module: Callable[..., Any]) -> Iterator[None]
         patch(nn.Module, "__call__", call)
         patch(nn.Module, "__getattr__", get)
         patch(nn.Module, "__setattr__", set_)
-        patch(torch.autograd.Function, "apply", classmethod(applied))
+        for replaced in list(entrances(tracer, has_proxy)):
+            patch(*replaced)
         patch(torch.autocast, "__enter__", entered)
         patch(torch.autocast, "__exit__", left)
         patch(torch.backends.mha, "get_fastpath_enabled", fused)

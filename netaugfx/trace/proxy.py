@@ -82,6 +82,11 @@ class Value(fx.Proxy):
         result = self.record(getattr, name)
         return self.tracer.read(result, str) if isinstance(attribute, str) else result
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "data" and self.tracer.alive:
+            raise Untraceable(f"assigns to .data at {self.tracer.source()}")
+        super().__setattr__(name, value)
+
     def record(self, function: Callable[..., Any], *args: Any) -> Any:
         """Apply a function of Python's to the proxy, as a node."""
         return self.tracer.create_proxy("call_function", function, (self, *args), {})

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from ..axes import Axis, Extent, extent, widths_of
 from ..plan import Config, Plan
 from ..rewrite import Bound, Program
-from ..trace import set_random_states
+from ..trace import Applied, set_random_states
 
 # the difference that is none, relative to the largest entry
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -144,7 +144,10 @@ class _Subnet(_Graph):
         axes = self.axes.get(origin)
         if own is not None and isinstance(value, tuple) and axes is not None:  # values and indices
             parts = zip(value, own, axes, strict=True)
-            made = [_put(v, o, _places(a, self.plan, self.config, self.cache)) for v, o, a in parts]
+            made = [
+                _put(v, o, _places(a, self.plan, self.config, self.cache)) if a is not None else v
+                for v, o, a in parts
+            ]
             return type(value)(made)
         if not isinstance(value, Tensor) or axes is None or origin.op == "get_attr":
             return value
@@ -184,6 +187,8 @@ def _writes(node: fx.Node, base: fx.Interpreter) -> bool:
     if node.op == "call_module":
         return bool(getattr(base.fetch_attr(str(node.target)), "inplace", False))
     target: Any = node.target
+    if isinstance(target, Applied):
+        return True
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
     augmented = getattr(target, "__module__", "") == "_operator" and name[:1] == "i"
     return name.endswith("_") or augmented or name == "setitem" or bool(node.kwargs.get("inplace"))
