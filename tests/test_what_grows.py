@@ -241,6 +241,10 @@ class PerSample(Function):
             x = x.contiguous()
         return x * torch.rand(x.size(0), 1, 1, 1)
 
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return gradients[0]
+
 
 class Holds(Function):
     scale = torch.ones(6, 1, 1)
@@ -325,6 +329,24 @@ def test_what_a_function_with_an_own_backward_lets_grow(model: Any, reason: str 
     assert not plan.opaque
     told = re.sub(r"\.py:\d+", ".py", plan.pinned.get("stem", "it grows"))
     assert told.startswith(reason or "it grows"), told
+
+
+class Shakes(nn.Module):
+    """Noise per sample, drawn in place and by a Function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = (nn.Conv2d(*n, 1) for n in ((3, 6), (6, 5), (5, 2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = PerSample.apply(self.stem(x))
+        x = self.body(x) * torch.empty(x.size(0)).view(-1, 1, 1, 1).uniform_(-1.0, 1.0)
+        return self.head(x)
+
+
+def test_noise_per_sample_is_the_same_in_base_and_subnet() -> None:
+    wide = netaugfx.widen(Shakes(), example_inputs=torch.zeros(2, 3, 4, 4))  # verified
+    assert set(wide.widths) == {"stem", "body"}
 
 
 def test_a_function_that_fails_without_data_leaves_its_module_as_it_is() -> None:

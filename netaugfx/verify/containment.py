@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from ..axes import Axis, Extent, extent, widths_of
 from ..plan import Config, Plan
 from ..rewrite import Bound, Program
-from ..trace import Applied, set_random_states
+from ..trace import Applied, random_states_kept, set_random_states
 
 # the difference that is none, relative to the largest entry
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -179,7 +179,8 @@ class _Subnet(_Graph):
             return part(t, self.axes.get(n), self.base.values[n])
 
         args, kwargs = fx.node.map_arg((origin.args, dict(origin.kwargs)), argument)
-        return getattr(self.base, origin.op)(origin.target, args, kwargs)
+        with random_states_kept():  # what the operator draws here, it draws again in the subnet
+            return getattr(self.base, origin.op)(origin.target, args, kwargs)
 
 
 def _writes(node: fx.Node, base: fx.Interpreter) -> bool:
