@@ -27,14 +27,15 @@ from ..infer import Typing
 from ..plan import Config, Plan
 from ..rules import (
     BATCH_NORM,
+    RECURRENT,
     SUBNET_FORMS,
     Call,
     Path,
     Ref,
     layer_of,
-    recurrent,
     rule_of,
     subnet_batch_norm,
+    with_tensors,
 )
 from ..storage import Group, Source, Sources, eager
 from ..trace import Traced
@@ -171,8 +172,8 @@ def submodule(bound: Bound, i: int, *args: Any, **kwargs: Any) -> Any:
 def opaque(bound: Bound, i: int, tensors: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
     """A module called as it is, but for the given tensors, on copies of its buffers."""
     module = bound.modules[i]
-    if type(module) in recurrent.LAYERS:
-        return recurrent.with_tensors(module, tensors).forward(*args, **kwargs)
+    if type(module) in RECURRENT:
+        return with_tensors(module, tensors).forward(*args, **kwargs)
     copies = {name: b.clone() for name, b in module.named_buffers()}
     return torch.func.functional_call(module, {**copies, **tensors}, args, kwargs)
 
