@@ -33,9 +33,9 @@ from ..rules import (
     Path,
     Ref,
     layer_of,
-    recurrent_with,
     rule_of,
     subnet_batch_norm,
+    with_tensors,
 )
 from ..storage import Group, Source, Sources, eager
 from ..trace import Traced
@@ -173,7 +173,7 @@ def opaque(bound: Bound, i: int, tensors: Mapping[str, Tensor], *args: Any, **kw
     """A module called as it is, but for the given tensors, on copies of its buffers."""
     module = bound.modules[i]
     if type(module) in RECURRENT:
-        return recurrent_with(module, tensors).forward(*args, **kwargs)
+        return with_tensors(module, tensors).forward(*args, **kwargs)
     copies = {name: b.clone() for name, b in module.named_buffers()}
     return torch.func.functional_call(module, {**copies, **tensors}, args, kwargs)
 

@@ -14,13 +14,13 @@ from . import (
 )
 from .norm import BATCH_NORM, INSTANCE_NORM, SUBNET_FORMS, subnet_batch_norm, subnet_instance_norm
 from .op import Call, NoRule, Op, Path, Ref, Typed
-from .recurrent import LAYERS as RECURRENT
-from .recurrent import with_tensors as recurrent_with
+from .recurrent import RECURRENT, with_tensors
 from .registry import is_leaf, layer_of, register_rule, resize, rule_of
 
 __all__ = [
     "BATCH_NORM", "INSTANCE_NORM", "RECURRENT", "SUBNET_FORMS", "Call", "NoRule", "Op", "Path", "Ref", "Typed",
-    "contraction", "elementwise", "indexing", "is_leaf", "layer_of", "movement", "norm", "pooling", "products",
-    "recurrent", "recurrent_with", "reduction", "register_rule", "resize", "rule_of", "subnet_batch_norm",
-    "subnet_instance_norm", "views",
+    "contraction",
+    "elementwise", "indexing", "is_leaf", "layer_of", "movement", "norm", "pooling", "products", "recurrent",
+    "reduction", "register_rule", "resize", "rule_of", "subnet_batch_norm", "subnet_instance_norm", "views",
+    "with_tensors",
 ]  # fmt: skip

@@ -12,16 +12,16 @@ from ..unify import length, times
 from .op import NoRule, Op, Typed
 from .registry import register_rule, resizing
 
-LAYERS = (nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
+RECURRENT = (nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 FIRST = ("weight_ih", "weight_ih_l0", "weight_ih_l0_reverse")  # these take in the input
 
 
-@register_rule(*LAYERS)
+@register_rule(*RECURRENT)
 def recurrent(op: Op) -> Any:
     """The last axis of the input is axis 1 of the first weights; states stay, with the gates stacked in the others."""
     m: Any = op.module
     x = op.bind("input")["input"]
-    if not isinstance(x, Typed) or not isinstance(m, LAYERS):
+    if not isinstance(x, Typed) or not isinstance(m, RECURRENT):
         raise NoRule
     why = "computes its state from itself" + (
         "" if isinstance(m, nn.RNN | nn.RNNCell) else ", its gates stacked in one axis"
@@ -52,7 +52,7 @@ def _resize(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     m.input_size = next((tensors[n].shape[1] for n in FIRST if n in tensors), m.input_size)
 
 
-for _cls in LAYERS:
+for _cls in RECURRENT:
     resizing(f"{_cls.__module__}.{_cls.__qualname__}", _resize)
 
 
