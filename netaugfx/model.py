@@ -13,6 +13,7 @@ from torch._compile import _disable_dynamo
 from torch.utils._pytree import tree_map
 
 from .checks import check_state, shape_of
+from .copies import deep_copy
 from .cost import Cost, cost, counted
 from .errors import ConfigError, InputError, PlanError
 from .infer import infer
@@ -127,6 +128,12 @@ class WideModel(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._forget()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> WideModel:
+        made: WideModel = type(self).__new__(type(self))
+        memo[id(self)] = made
+        made.__setstate__(deep_copy(self.__getstate__(), memo))
+        return made
 
     def _forget(self) -> None:
         self._programs: dict[tuple[bool, ...], list[Program]] = {}

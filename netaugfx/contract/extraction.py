@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..axes import size
+from ..copies import deep_copy
 from ..errors import ExtractError, NetAugFXError
 from ..infer import infer, where
 from ..model import WideModel
@@ -50,14 +51,14 @@ def extract_base(model: nn.Module) -> nn.Module:
         )
     inner = unwrap(model)
     if isinstance(inner, WideModel) and not isinstance(inner, WideParts):
-        return copy.deepcopy(inner.base)
+        return deep_copy(inner.base)
     memo: dict[int, Any] = {}
     for m in list(inner.modules()):
         if isinstance(m, WideModel) and not isinstance(m, WideParts):
-            memo[id(m)] = copy.deepcopy(m.base, memo)
+            memo[id(m)] = deep_copy(m.base, memo)
     for m in list(inner.modules()):
         if isinstance(m, WideParts):
-            memo[id(m)] = copy.deepcopy(m.base, memo)
+            memo[id(m)] = deep_copy(m.base, memo)
     if isinstance(inner, WideParts):
         found: nn.Module = memo[id(inner)]
         return found
@@ -66,7 +67,7 @@ def extract_base(model: nn.Module) -> nn.Module:
             f"extract_base: {type(model).__name__} holds no WideModel; "
             "give what widen() returned, or a module around it."
         )
-    return copy.deepcopy(inner, memo)
+    return deep_copy(inner, memo)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -104,7 +105,7 @@ def extract(wide: WideModel, config: Mapping[str, int]) -> nn.Module:
         return extract_base(wide)
     if isinstance(wide, WideParts):
         memo = {id(p): extract(p, share(config, path)) for path, p in wide.wides.items()}
-        return copy.deepcopy(wide.base, memo)
+        return deep_copy(wide.base, memo)
     programs = both_modes(wide)
     why = next((found for p in programs if (found := _differs(p, wide, config))), None)
     network = _resized(wide.base, _values(wide, config), programs[0], config)
@@ -361,7 +362,7 @@ def _resized(
         memo[id(p)] = nn.Parameter(value(name, p), requires_grad=p.requires_grad)
     for name, b in root.named_buffers():
         memo[id(b)] = value(name, b)
-    made = copy.deepcopy(root, memo)
+    made = deep_copy(root, memo)
     for m in made.modules():
         resize(m)
     for (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ..checks import seed_of
 from ..contract import both_modes, extract
+from ..copies import deep_copy
 from ..errors import ExtractError, NetAugFXError, VerifyError
 from ..infer import where
 from ..model import WideModel
@@ -143,7 +143,7 @@ class _Judge:
     """A float64 copy of a wide model, without dropout, and inputs for it."""
 
     def __init__(self, wide: WideModel, seed: int) -> None:
-        self.wide = copy.deepcopy(wide).double()
+        self.wide = deep_copy(wide).double()
         for m in self.wide.modules():
             if isinstance(m, nn.modules.dropout._DropoutNd):
                 m.p = 0.0
@@ -152,9 +152,7 @@ class _Judge:
                     setattr(m, name, 0.0)
         self.paths = {path for path, _ in self.wide.base.named_modules()}
         device = next((p.device for p in wide.parameters()), torch.device("cpu"))
-        self.base = copy.deepcopy(
-            self.wide.base
-        )  # law 4 runs its graph, which may update its buffers
+        self.base = deep_copy(self.wide.base)  # law 4 runs its graph, which may update its buffers
         self.generator = torch.Generator().manual_seed(seed)
 
         def fresh(t: Any, side: int | None) -> Any:
