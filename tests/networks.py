@@ -1100,7 +1100,6 @@ class StoresFeatures(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 6, 3)
         self.conv2 = nn.Conv2d(6, 5, 1)
-        self.seen = 0
         self.log: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
@@ -1109,8 +1108,26 @@ class StoresFeatures(nn.Module):
         self.last = {"features": self.features, "shape": x.shape}
         self.log.append(x.amax((2, 3)))
         self.log = self.log[-2:]
-        self.seen += len(x)
         return self.conv2(x)
+
+
+class CachesGrid(nn.Module):
+    """A constant kept for the size of map that came last, and made anew for another."""
+
+    size: tuple[int, ...] | None = None
+    grid = torch.empty(0)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 6, 3)
+        self.conv2 = nn.Conv2d(6, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv2(F.relu(self.conv1(x)))
+        if self.size != y.shape[2:]:
+            self.size = y.shape[2:]
+            self.grid = torch.arange(y.shape[3], dtype=y.dtype).expand(y.shape[2:]).clone()
+        return y * self.grid.to(y)
 
 
 class ReadsStoredFeatures(nn.Module):
@@ -1165,6 +1182,7 @@ WIDE = (
     Case("concat then norm", ConcatThenNorm, other=11, core=False),
     Case("plain tensors", PlainTensors, other=11),
     Case("stores features", ReadsStoredFeatures, other=11),
+    Case("caches a grid", CachesGrid, other=11),
     Case("count of another", CountOfAnother, other=11),
     Case("gate per group", GatePerGroup, other=11),
     Case("grouped convs", GroupedConvs, other=11, core=False, mixes=True),

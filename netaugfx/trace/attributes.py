@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .meta import PLAIN
 
 _HERE = os.path.dirname(os.path.dirname(__file__)) + os.sep
-_OWN = frozenset(vars(nn.Module()))  # what torch itself keeps there
+OWN = frozenset((*vars(nn.Module()), "__dict__", "__class__"))  # what torch itself keeps there
 _ATOMS = (bool, int, float, complex, str, type(None), Tensor, nn.Module)
 
 Attribute = tuple[str, str]  # module path and name
@@ -34,7 +34,7 @@ class Attributes:
         memo |= {id(t): t for t in [*root.parameters(), *root.buffers()]}
         others: list[dict[str, Any]] = []
         for _, attributes, *_ in self.before:
-            kept = {k: v for k, v in attributes.items() if k not in _OWN}
+            kept = {k: v for k, v in attributes.items() if k not in OWN}
             memo |= {id(v): v for v in kept.values() if isinstance(v, Tensor)}
             others.append({k: v for k, v in kept.items() if not isinstance(v, _ATOMS)})
         self.others = copy.deepcopy(others, memo)  # a forward may write into lists and dictionaries
@@ -42,7 +42,7 @@ class Attributes:
     def note(self, module: nn.Module, name: str, reader: FrameType) -> None:
         """Record that a forward reads what was there when it began."""
         key = (id(module), name)
-        if name in _OWN or name.startswith("__") or key in self._read or key in self._written:
+        if key in self._read or key in self._written or name.startswith("__"):
             return
         if not reader.f_code.co_filename.startswith(_HERE):
             self._read[key] = None
@@ -87,7 +87,7 @@ class Attributes:
             missing = object()
             written |= {
                 (path, k)
-                for k in names - _OWN
+                for k in names - OWN
                 if before.get(k, missing) is not vars(m).get(k, missing)
             }
             _put_back(*entry, others)

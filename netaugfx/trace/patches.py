@@ -18,6 +18,7 @@ from torch.amp import autocast_mode
 from torch.fx.node import base_types
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
+from .attributes import OWN
 from .meta import META, is_plain
 from .proxy import Recorder, Untraceable, updated_attribute
 from .written_out import WRITTEN_OUT
@@ -99,7 +100,7 @@ def watched(tracer: Recorder, call_module: Callable[..., Any]) -> Iterator[None]
         return value
 
     def look(module: nn.Module, name: str) -> Any:
-        if tracer.recording():
+        if name not in OWN and tracer.recording():
             tracer.state.note(module, name, sys._getframe(1))
         return found(module, name)
 

@@ -189,7 +189,7 @@ class Recorder(fx.proxy.TracerBase):
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """What Python does now: "trace", or compute with "meta" or "real" tensors."""
+        """What Python does now: "trace", ask for a "leaf", or compute with "meta" or "real" tensors."""
         before, self._phase = self._phase, name
         try:
             yield

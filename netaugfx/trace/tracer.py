@@ -148,7 +148,9 @@ class _Tracer(Recorder):
             if any(id(tensor) not in self.tensor_paths for tensor in state):
                 raise Untraceable(f"makes a {type(module).__name__} at {self.source()}")
             return module.forward(*args, **kwargs)
-        if path and (path in self.opaque or self.is_leaf(module, path)):
+        with self.phase("leaf"):
+            leaf = path and (path in self.opaque or self.is_leaf(module, path))
+        if leaf:
             return self.create_proxy("call_module", path, args, kwargs)
         last, guards, opaque = next(reversed(self.graph.nodes)), dict(self.guards), self.opaque
         self.opaque, mark = dict(opaque), self.state.mark()
@@ -181,7 +183,9 @@ class _Tracer(Recorder):
         if kind != "call_module":
             return super().value_of(kind, target, args, kwargs)
         with ExitStack() as stack:
-            if not is_torch_leaf(self.root.get_submodule(target), target):
+            with self.phase("leaf"):
+                torch_own = is_torch_leaf(self.root.get_submodule(target), target)
+            if not torch_own:
                 stack.enter_context(random_states_kept())  # it may draw in every forward
             try:
                 return super().value_of(kind, target, args, kwargs)

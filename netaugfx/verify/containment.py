@@ -50,8 +50,7 @@ def first_spoilt(
     if program.traced.root.training and _noisy(program):
         return None
     for name, t in program.traced.constants.items():
-        if name not in base._buffers:
-            base.register_buffer(name, t.clone(), persistent=False)
+        base.register_buffer(name, t.clone(), persistent=False)  # of the same name in both modes
     kept = {name: b.clone() for name, b in base.named_buffers()}
     torch.manual_seed(0)
     first = _Base(base, program.traced.graph)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -95,7 +96,10 @@ def verify(
         else tuple(wide.plan.config(c) for c in configs)
     )
     chosen = tuple(c for c in dict.fromkeys(chosen) if c != wide.base_config)
-    with _random_state_kept():
+    with _random_state_kept(), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message=".*wider subnets"
+        )  # of attributes: this is a copy
         judge = _Judge(wide, seed)
         failures: dict[int, str] = {}
         unchecked: dict[int, str] = {}
