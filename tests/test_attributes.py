@@ -297,3 +297,31 @@ def test_constants_that_differ_are_told_apart() -> None:
     wide = netaugfx.widen(ByMode(held=False, channels=True), example_inputs=X)
     assert isinstance(netaugfx.extract(wide, wide.max_config), torch.fx.GraphModule)
     same_as_extracted(wide)
+
+
+class WritesInPlace(nn.Module):
+    """Adds in place to tensors that are no buffers, and makes a layer in its forward."""
+
+    total = torch.zeros(1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+        self.total, self.other = torch.zeros(1), torch.zeros(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.total += 1
+        self.other += len(x)
+        self.act = nn.ReLU()
+        return self.b(self.act(self.a(x)))
+
+
+def test_a_subnet_writes_to_no_tensor_of_the_base() -> None:
+    wide = netaugfx.widen(WritesInPlace(), example_inputs=X)
+    config = wide.max_config
+    assert wide.elastic_share == 1.0
+    for n in range(1, 4):
+        wide(X)
+        wide.at(config)(X)
+        assert (wide.base.total.item(), wide.base.other.item()) == (n, 2 * n)
+    same_as_extracted(wide)

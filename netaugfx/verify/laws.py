@@ -156,7 +156,6 @@ class _Judge:
                     setattr(m, name, 0.0)
         self.paths = {path for path, _ in self.wide.base.named_modules()}
         device = next((p.device for p in wide.parameters()), torch.device("cpu"))
-        self.base = deep_copy(self.wide.base)  # law 4 runs its graph, which may update its buffers
         self.generator = torch.Generator().manual_seed(seed)
 
         def fresh(t: Any, side: int | None) -> Any:
@@ -222,9 +221,10 @@ class _Judge:
         graph = isinstance(plain, fx.GraphModule)
         with self.modes() as programs:
             for program in programs:
+                flags = {path: m.training for path, m in program.traced.root.named_modules()}
                 for path, m in plain.named_modules():
                     if not graph or path in self.paths:
-                        m.training = program.traced.root.get_submodule(path).training
+                        m.training = flags.get(path, program.traced.root.training)
                     elif path.startswith("dropout_of_"):
                         m.training = program.traced.root.training
                 mine = self.step(self.wide.at(config), self.wide.base)
@@ -258,6 +258,7 @@ class _Judge:
         wide, plan = self.wide, self.wide.plan
         wide.statistics.clear()  # a recalibrated subnet normalises base channels otherwise
         wide._bound.clear()
+        base = deep_copy(wide.base)  # its graph may update its buffers
         with torch.no_grad():
             for name, summed in plan.contracted.items():
                 path, _, leaf = name.rpartition(".")
@@ -267,10 +268,10 @@ class _Judge:
                     if block is not None:
                         block.zero_()
             for program in self.programs:
-                _set_flags(self.base, program)
+                _set_flags(base, program)
                 inputs = Inputs.of(wide.base, self.args, self.kwargs).tensors
                 bound = wide.bound(program, config)
-                node = first_spoilt(program, self.base, bound, inputs, plan, config, TOLERANCE)
+                node = first_spoilt(program, base, bound, inputs, plan, config, TOLERANCE)
                 if node is not None:
                     mode = "train" if program.traced.root.training else "eval"
                     return (
