@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .copies import deep_copy
 from .errors import ConfigError, InputError, StateError
 
 SEEDS = -(2**63), 2**64  # what torch.Generator.manual_seed takes
@@ -55,7 +55,7 @@ def check_state(base: nn.Module, state_dict: Any, own: Collection[str] = ()) -> 
         memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
     for b in base.buffers():
         memo[id(b)] = torch.empty_like(b, device="meta")
-    empty: nn.Module = copy.deepcopy(base, memo)
+    empty: nn.Module = deep_copy(base, memo)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that nothing is copied to the meta device

@@ -13,21 +13,23 @@ from torch._compile import _disable_dynamo
 from torch.utils._pytree import tree_map
 
 from .checks import check_state, shape_of
+from .copies import deep_copy
 from .cost import Cost, cost, counted
 from .errors import ConfigError, InputError, PlanError
 from .infer import infer
 from .plan import KINDS, Config, Plan, Width
+from .programs import Programs
 from .rewrite import BatchStatistics, Bound, Program, rewrite
 from .rules import is_leaf
 from .sampling import Draw, Within, checked, choose, pool_of, uniform
 from .storage import Rooms, Sources, own_seed, permute
-from .trace import Inputs, Traced, meta_copy, trace
+from .trace import Inputs, meta_copy, trace
 
 BOUND_CONFIGS = (
     64  # how many configs keep their layouts, beside those that some `wide.at(config)` holds
 )
 step_over = partial(_disable_dynamo, recursive=False)  # torch.compile compiles what it calls
-CACHES = ("_programs", "_found", "_sources", "_bound", "_subnets", "_costs", "_chains", "_pools")
+CACHES = ("_programs", "_sources", "_bound", "_subnets", "_costs", "_chains", "_pools")
 
 
 class WideModel(nn.Module):
@@ -128,9 +130,14 @@ class WideModel(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._forget()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> WideModel:
+        made: WideModel = type(self).__new__(type(self))
+        memo[id(self)] = made
+        made.__setstate__(deep_copy(self.__getstate__(), memo))
+        return made
+
     def _forget(self) -> None:
-        self._programs: dict[tuple[bool, ...], list[Program]] = {}
-        self._found: dict[Any, Program] = {}
+        self._programs = Programs(self.base, self._renewed, self._dropped)
         self._sources = Sources(self.plan, self.base, self.rooms)
         self._bound: dict[tuple[int, Config], Bound] = {}
         self._subnets: WeakValueDictionary[Config, Subnet] = WeakValueDictionary()
@@ -277,15 +284,11 @@ class WideModel(nn.Module):
     ) -> tuple[Cost | None, Program, Inputs]:
         """Return the polynomial for these inputs in eval mode, if there is one, with what it was read off."""
         inputs = Inputs.of(self.base, args, kwargs)
-        if inputs.key not in self._costs:
+        known = self._costs.get(inputs.key)
+        if known is None or not self._programs.valid(known[1]):
+            device = next((p.device for p in self.base.parameters()), None)
             model = meta_copy(self.base).eval()
-            program = self.known(model, args, kwargs)
-            if program is None:
-                device = next((p.device for p in self.base.parameters()), None)
-                program = self._rewritten(
-                    trace(model, args, kwargs, is_leaf=is_leaf, device=device)
-                )
-                self.adopt(program)
+            program, _ = self.program(args, kwargs, model, device)
             self._costs[inputs.key] = cost(program, self.plan, inputs.tensors), program
         return *self._costs[inputs.key], inputs
 
@@ -322,40 +325,43 @@ class WideModel(nn.Module):
             self._bound[key] = found
         return found
 
-    def program(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Program, Inputs]:
-        """Return the rewritten graph for these inputs and the train and eval flags as they stand.
+    def program(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        model: nn.Module | None = None,
+        device: torch.device | None = None,
+    ) -> tuple[Program, Inputs]:
+        """Return the rewritten graph for these inputs, the train and eval flags and the attributes as they stand.
 
         A graph is traced once, and again where a value that Python read while tracing has changed.
+
+        Args:
+            args: Positional arguments of a forward.
+            kwargs: Keyword arguments.
+            model: A copy of the base as it is now, in the mode that is meant; the base itself if None.
+            device: What `x.device` answers; that of the model and the inputs if None.
 
         Raises:
             InputError: The inputs do not fit the model.
             GuardError: The new graph couples channels otherwise than the plan.
         """
+        model = self.base if model is None else model
         inputs = Inputs.of(self.base, args, kwargs)
-        key = (_flags(self.base), inputs.key)
-        program = self._found.get(key)
+        program = self._programs.find(model, inputs)
         if program is None:
-            program = self.known(self.base, args, kwargs)
-            if program is None:
-                program = self._rewritten(trace(self.base, args, kwargs, is_leaf=is_leaf))
-                self.adopt(program)
-            self._found[key] = program
+            traced = trace(model, args, kwargs, is_leaf=is_leaf, device=device)
+            _, (typing,) = infer([traced], plan=self.plan)
+            program = self._programs.add(model, inputs, rewrite(traced, typing, self.plan))
         return program, inputs
 
-    def _rewritten(self, traced: Traced) -> Program:
-        _, (typing,) = infer([traced], plan=self.plan)
-        return rewrite(traced, typing, self.plan)
+    def _renewed(self) -> None:
+        """Look at the base's modules anew: another stands in the place of one."""
+        self._sources = Sources(self.plan, self.base, self.rooms)
+        self._bound = {}
 
-    def adopt(self, program: Program) -> None:
-        """Keep a program for the flags that it was traced at."""
-        self._programs.setdefault(_flags(program.traced.root), []).append(program)
-
-    def known(
-        self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Program | None:
-        """Return the program for these inputs at the flags of `model`, if there is one already."""
-        same = self._programs.get(_flags(model), [])
-        return next((p for p in same if p.traced.matches(args, kwargs)), None)
+    def _dropped(self, program: Program) -> None:
+        self._bound = {key: b for key, b in self._bound.items() if key[0] != id(program)}
 
     def recalibrate(self, config: Mapping[str, int], batches: Iterable[Any]) -> None:
         """Give the subnet at `config` batch-norm statistics of its own, the mean over `batches`.
@@ -490,10 +496,6 @@ class WideModel(nn.Module):
 
 def _dtype(model: nn.Module) -> torch.dtype | None:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-
-
-def _flags(model: nn.Module) -> tuple[bool, ...]:
-    return tuple(m.training for m in model.modules())
 
 
 class Subnet:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from .axes import Axis
 from .checks import check_state
+from .copies import deep_copy
 from .cost import Cost, Term
 from .errors import ConfigError, NetAugFXError, TraceError
 from .infer import OUTPUT
@@ -258,7 +258,7 @@ def calls_of(model: nn.Module, example: Example) -> dict[str, Example]:
     Raises:
         TraceError: The forward fails on the example.
     """
-    copied = copy.deepcopy(model).eval()
+    copied = deep_copy(model).eval()
     p = next(copied.parameters(), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
 

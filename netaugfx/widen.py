@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from .axes import size
 from .checks import seed_of
+from .copies import deep_copy
 from .errors import NetAugFXError, PinnedError, PlanError, TraceError, VerifyError
 from .infer import OUTPUT, infer
 from .model import WideModel, arguments
@@ -213,7 +214,7 @@ def _allocate_parts(model: nn.Module, made: Plan, example: Example, seed: int) -
     for path in made.parts:
         child = model.get_submodule(path)
         memo[id(child)] = _allocate(child, part_of(made, path), calls[path], seed)
-    return WideParts(copy.deepcopy(model, memo), made, example, seed)
+    return WideParts(deep_copy(model, memo), made, example, seed)
 
 
 def probe(made: Plan) -> Plan:
@@ -328,12 +329,9 @@ def _fits(made: Plan, model: nn.Module) -> None:
 
 def _allocate(model: nn.Module, made: Plan, example: Example, seed: int) -> WideModel:
     try:
-        base = copy.deepcopy(model)
+        base = deep_copy(model)
     except RuntimeError as error:
-        raise TraceError(
-            f"{type(model).__name__} cannot be copied: {error}. Old-style weight_norm holds computed tensors; use "
-            "torch.nn.utils.parametrizations.weight_norm instead."
-        ) from error
+        raise TraceError(f"{type(model).__name__} cannot be copied: {error}.") from error
     tensors = {**dict(base.named_parameters()), **dict(base.named_buffers())}
     rooms = Rooms()
     fresh: dict[str, dict[str, Tensor] | None] = {}
@@ -372,7 +370,7 @@ def _reset(module: nn.Module, path: str, made: Plan, seed: int) -> dict[str, Ten
             shape, float("nan") if t.is_floating_point() else 0, dtype=kind, device=device
         )
         memo[id(t)] = nn.Parameter(empty) if isinstance(t, nn.Parameter) else empty
-    largest: Any = copy.deepcopy(module, memo)
+    largest: Any = deep_copy(module, memo)
     resize(largest)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(own_seed(path, seed))

@@ -1404,6 +1404,59 @@ class OwnBackwardCounts(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class StoresFeatures(nn.Module):
+    """A block that leaves on itself what others read, logs and forgets, as auxiliary losses do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 6, 3)
+        self.conv2 = nn.Conv2d(6, 5, 1)
+        self.log: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv1(x))
+        self.features = x.mean((2, 3))
+        self.last = {"features": self.features, "shape": x.shape}
+        self.log.append(x.amax((2, 3)))
+        self.log = self.log[-2:]
+        return self.conv2(x)
+
+
+class CachesGrid(nn.Module):
+    """A constant kept for the size of map that came last, and made anew for another."""
+
+    size: tuple[int, ...] | None = None
+    grid = torch.empty(0)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 6, 3)
+        self.conv2 = nn.Conv2d(6, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv2(F.relu(self.conv1(x)))
+        if self.size != y.shape[2:]:
+            self.size = y.shape[2:]
+            self.grid = torch.arange(y.shape[3], dtype=y.dtype).expand(y.shape[2:]).clone()
+        return y * self.grid.to(y)
+
+
+class ReadsStoredFeatures(nn.Module):
+    """An auxiliary output of what a block has stored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = StoresFeatures()
+        self.head = nn.Linear(5, 2)
+        self.auxiliary = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.block.features = None
+        y = self.head(F.relu(self.block(x)).mean((2, 3)))
+        self.mean = y.detach().mean(0)
+        return y + self.auxiliary(self.block.last["features"]) if self.training else y
+
+
 CORE = (
     Case("audio", AudioNet, ((1, 32),), 45),
     Case("video", VideoNet, ((3, 4, 6, 6),), 7),
@@ -1442,6 +1495,8 @@ WIDE = (
     Case("ghost module", GhostModule, other=11, core=False),
     Case("concat then norm", ConcatThenNorm, other=11, core=False),
     Case("plain tensors", PlainTensors, other=11),
+    Case("stores features", ReadsStoredFeatures, other=11),
+    Case("caches a grid", CachesGrid, other=11),
     Case("count of another", CountOfAnother, other=11),
     Case("gate per group", GatePerGroup, other=11),
     Case("grouped convs", GroupedConvs, other=11, core=False, mixes=True),

@@ -15,9 +15,9 @@ ROOT = Path(__file__).parent.parent
 
 # Each file or room (a folder) of netaugfx imports only from those that stand before it here.
 ORDER = [
-    *("errors", "checks", "axes", "plan", "unify"),
+    *("errors", "copies", "checks", "axes", "plan", "unify"),
     *("trace", "rules", "infer", "storage", "rewrite"),
-    *("cost", "sampling", "model", "parts"),
+    *("cost", "sampling", "programs", "model", "parts"),
     *("contract", "verify", "widen", "testing", "report"),
 ]
 ROOMS = [room for room in ORDER if (ROOT / "netaugfx" / room).is_dir()]

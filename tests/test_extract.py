@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import pickle
 from collections.abc import Callable, Iterator
@@ -284,3 +285,41 @@ def test_wrong_things_are_refused_by_name() -> None:
     model.a.weight.data[0] = math.nan
     with pytest.raises(netaugfx.VerifyError, match=r"'a.weight' holds NaN"):
         netaugfx.widen(model, example_inputs=X)
+
+
+class Stores(nn.Module):
+    """Leaves what it computed on itself: a tensor, and tensors in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+        self.log: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        self.feature = y.mean((2, 3))
+        self.log = [y, *self.log[:1]]
+        return self.b(y)
+
+
+@pytest.mark.parametrize("ran", ["never", "with a gradient", "without"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_model_that_stores_tensors_is_trained_and_extracted(ran: str, nested: bool) -> None:
+    model = nn.Sequential(Stores(), nn.Conv2d(2, 2, 1)) if nested else Stores()
+    fresh = netaugfx.plan(model, example_inputs=X)
+    if ran != "never":
+        with torch.set_grad_enabled(ran == "with a gradient"):
+            model(X)
+    assert netaugfx.plan(model, example_inputs=X) == fresh
+    wide = netaugfx.widen(model, example_inputs=X)
+    config = wide.max_config
+    for _ in range(2):
+        wide(X).sum().backward()
+        wide.at(config)(X).sum().backward()
+    assert netaugfx.verify(wide)
+    assert torch.equal(netaugfx.extract_base(wide)(X), wide(X))
+    network = netaugfx.extract(wide, config)
+    assert type(network) is type(model)
+    assert torch.equal(network(X), wide.at(config)(X))
+    assert torch.equal(copy.deepcopy(wide).at(config)(X), wide.at(config)(X))
+    assert wide.load_base(model.state_dict()) is None

@@ -537,6 +537,79 @@ def test_writing_a_buffer_out_of_place_is_opaque():
     assert "assigns to parameter or buffer 'steps'" in traced.opaque["0"]
 
 
+class Stores(nn.Module):
+    """Leaves tensors of every kind on itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.scale = torch.tensor(2.0)
+        self.log = []
+        self.seen, self.state = 0, {"inner": []}
+
+    def forward(self, x):
+        x = self.conv(x)
+        self.feature, self.pair = x.mean((2, 3)), (x, [x * 2])
+        self.log.append(x)
+        self.state["inner"].append(x)
+        self.seen += len(x)
+        self.shape = x.shape
+        return x * self.feature.mean() * self.scale
+
+
+@pytest.mark.parametrize("ran", ["never", "with a gradient", "without"])
+def test_tensors_that_a_forward_stores_stay_off_the_copy(ran):
+    model = Stores()
+    fresh = trace(nn.Sequential(model), (image(),))
+    if ran != "never":
+        with torch.set_grad_enabled(ran == "with a gradient"):
+            model(image())
+    traced = trace(nn.Sequential(model), (image(),))
+    assert str(traced.graph) == str(fresh.graph)
+    root = traced.root[0]
+    assert (root.seen, root.scale.shape) == (model.seen, ())
+    assert hasattr(root, "feature") == hasattr(root, "shape") == (ran != "never")
+    assert len(root.log) == len(root.state["inner"]) == (ran != "never")
+    held = [*root.log, *root.state["inner"], *vars(root).values()]
+    assert not any(isinstance(value, fx.Proxy) for value in held)
+    again = trace(copy.deepcopy(traced.root).train(not model.training), (image(),))
+    assert str(again.graph) == str(fresh.graph)
+    assert ("0", "seen") in traced.read
+    assert {("0", "feature"), ("0", "seen"), ("0", "pair")} <= traced.written
+    assert not {("0", "feature"), ("0", "pair")} & set(traced.read)
+    assert "__getattribute__" not in vars(nn.Module)
+
+
+def test_a_module_that_fails_after_it_stored_leaves_nothing():
+    class Half(nn.Module):
+        def forward(self, x):
+            self.feature = x * 2
+            return x * float(x.detach().mean())
+
+    traced = trace(nn.Sequential(nn.Conv2d(3, 4, 1), Half()), (image(),))
+    assert list(traced.opaque) == ["1"]
+    assert not hasattr(traced.root[1], "feature")
+
+
+def test_what_an_opaque_module_stores_is_no_constant():
+    class Half(nn.Module):
+        def forward(self, x):
+            self.feature = x * 2
+            return x * float(x.detach().mean())
+
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Half()
+
+        def forward(self, x):
+            return self.inner(x) + self.inner.feature
+
+    traced = trace(nn.Sequential(nn.Conv2d(3, 4, 1), Reads()), (image(),))
+    assert list(traced.opaque) == ["1"]
+    assert "a module that is kept as it is has left behind" in traced.opaque["1"]
+
+
 def test_functional_batch_norm_is_traced_through():
     def norm(self, x):
         bn = self.bn

@@ -13,14 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..axes import size
+from ..copies import deep_copy
 from ..errors import ExtractError, NetAugFXError
-from ..infer import infer, where
+from ..infer import where
 from ..model import WideModel
 from ..parts import WideParts, share
 from ..plan import Config, Plan
-from ..rewrite import Program, contract, replace_argument, rewrite
+from ..programs import same_values
+from ..rewrite import Program, contract, replace_argument
 from ..rules import BATCH_NORM, is_leaf, layer_of, resize
-from ..trace import Applied, compute, substitute, trace
+from ..trace import Applied, compute, meta_copy, substitute, trace
 from .whole import keep_whole
 
 HOOKS = (
@@ -50,14 +52,14 @@ def extract_base(model: nn.Module) -> nn.Module:
         )
     inner = unwrap(model)
     if isinstance(inner, WideModel) and not isinstance(inner, WideParts):
-        return copy.deepcopy(inner.base)
+        return deep_copy(inner.base)
     memo: dict[int, Any] = {}
     for m in list(inner.modules()):
         if isinstance(m, WideModel) and not isinstance(m, WideParts):
-            memo[id(m)] = copy.deepcopy(m.base, memo)
+            memo[id(m)] = deep_copy(m.base, memo)
     for m in list(inner.modules()):
         if isinstance(m, WideParts):
-            memo[id(m)] = copy.deepcopy(m.base, memo)
+            memo[id(m)] = deep_copy(m.base, memo)
     if isinstance(inner, WideParts):
         found: nn.Module = memo[id(inner)]
         return found
@@ -66,7 +68,7 @@ def extract_base(model: nn.Module) -> nn.Module:
             f"extract_base: {type(model).__name__} holds no WideModel; "
             "give what widen() returned, or a module around it."
         )
-    return copy.deepcopy(inner, memo)
+    return deep_copy(inner, memo)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -104,7 +106,7 @@ def extract(wide: WideModel, config: Mapping[str, int]) -> nn.Module:
         return extract_base(wide)
     if isinstance(wide, WideParts):
         memo = {id(p): extract(p, share(config, path)) for path, p in wide.wides.items()}
-        return copy.deepcopy(wide.base, memo)
+        return deep_copy(wide.base, memo)
     programs = both_modes(wide)
     why = next((found for p in programs if (found := _differs(p, wide, config))), None)
     network = _resized(wide.base, _values(wide, config), programs[0], config)
@@ -121,15 +123,16 @@ def extract(wide: WideModel, config: Mapping[str, int]) -> nn.Module:
     for graph in graphs:
         _with_modules(graph, network)
     texts = [_numbered(graph) for graph in graphs]
-    chosen: int | None = 0
-    if texts[0] != texts[1]:
+    clash = _clash(programs)
+    chosen: int | None = 0 if clash is None else None
+    if clash is None and texts[0] != texts[1]:
         chosen = keep_whole(
             graphs,
             programs,
             partial(_holds, texts=texts, programs=programs, wide=wide, config=config),
         )
     if chosen is None:
-        line = next((a for a, b in zip(*texts, strict=False) if a != b), "its end")
+        line = clash or next((a for a, b in zip(*texts, strict=False) if a != b), "its end")
         raise ExtractError(
             "Cannot extract a network of plain modules: the model's own class does not run at this "
             f"config, since {why}; nor can a graph stand for it, since it differs between train and "
@@ -137,6 +140,12 @@ def extract(wide: WideModel, config: Mapping[str, int]) -> nn.Module:
         )
     _guard(graphs[chosen], programs[chosen], wide.plan, config)
     return _module(network, programs[chosen], graphs[chosen])
+
+
+def _clash(programs: Sequence[Program]) -> str | None:
+    """Return the name of a constant whose value depends on the mode, if there is one."""
+    a, b = (p.traced.constants for p in programs)
+    return next((name for name in a if name in b and not same_values(a[name], b[name])), None)
 
 
 def _holds(
@@ -332,14 +341,9 @@ def both_modes(wide: WideModel) -> list[Program]:
     """Return the programs of the example at the flags that stand now, and at those of the other mode."""
     args, kwargs = wide.example
     here, _ = wide.program(args, kwargs)
-    other = copy.deepcopy(here.traced.root)
+    other = meta_copy(wide.base)
     other.train(not other.training)
-    there = wide.known(other, args, kwargs)
-    if there is None:
-        traced = trace(other, args, kwargs, is_leaf=is_leaf, device=here.traced.device)
-        _, (typing,) = infer([traced], plan=wide.plan)
-        there = rewrite(traced, typing, wide.plan)
-        wide.adopt(there)
+    there, _ = wide.program(args, kwargs, other, here.traced.device)
     return [here, there]
 
 
@@ -379,7 +383,7 @@ def _resized(
         memo[id(p)] = nn.Parameter(value(name, p), requires_grad=p.requires_grad)
     for name, b in root.named_buffers():
         memo[id(b)] = value(name, b)
-    made = copy.deepcopy(root, memo)
+    made = deep_copy(root, memo)
     for m in made.modules():
         resize(m)
     for (
@@ -402,6 +406,9 @@ def _differs(program: Program, wide: WideModel, config: Config) -> str | None:
     inputs = program.traced.inputs
     args, kwargs = inputs.rebuild([torch.empty_like(t, device="meta") for t in inputs.tensors])
     resized = _resized(program.traced.root, _sized(wide.plan, config), program, config)
+    constants = program.traced.constants
+    for name in constants:  # the class makes them itself
+        delattr(resized, name)
     try:
         traced = trace(
             resized,
@@ -420,6 +427,10 @@ def _differs(program: Program, wide: WideModel, config: Config) -> str | None:
     for a, b in zip(old, new, strict=True):
         if (a.op, a.target) != (b.op, b.target):
             return f"{where(b)} then stands in place of {where(a)}"
+        if a.op == "get_attr" and (a.target in constants or b.target in traced.constants):
+            own, other = constants.get(str(a.target)), traced.constants.get(str(b.target))
+            if own is None or other is None or not same_values(own, other):
+                return f"{where(b)} would then be another constant"
         left, right = (a.args, dict(a.kwargs)), (b.args, dict(b.kwargs))
         for path, axis in program.typing.counts.get(a, {}).items():
             found: list[Any] = []

@@ -327,9 +327,10 @@ class _Rewriter:
         return self.index[key]
 
     def _written(self, node: fx.Node) -> bool:
-        """Return whether a buffer's reader may write to it: then the subnet gets a copy."""
+        """Return whether the reader of a buffer or a plain tensor may write to it: then the subnet gets a copy."""
         owner_path, _, leaf = str(node.target).rpartition(".")
-        if leaf not in self.program.traced.root.get_submodule(owner_path)._buffers:
+        owner = self.program.traced.root.get_submodule(owner_path)
+        if leaf not in owner._buffers and leaf not in vars(owner):
             return False
         return _written(node)
 

@@ -1,5 +1,6 @@
 """Module + inputs -> graph with a value at every node: meta copies, proxies that carry values, the tracer."""
 
+from .attributes import Attribute
 from .forwards import forward_of
 from .functions import Applied
 from .meta import (
@@ -19,6 +20,7 @@ from .traced import Inputs, Traced
 from .tracer import is_torch_leaf, trace
 
 __all__ = [
-    "META", "Applied", "Guard", "Inputs", "Remembered", "Traced", "compute", "forward_of", "is_plain", "is_torch_leaf",
-    "meta_copy", "random_states_kept", "real_copy", "set_random_states", "substitute", "to_real", "trace",
+    "META", "Applied", "Attribute", "Guard", "Inputs", "Remembered", "Traced", "compute", "forward_of", "is_plain",
+    "is_torch_leaf", "meta_copy", "random_states_kept", "real_copy", "set_random_states", "substitute", "to_real",
+    "trace",
 ]  # fmt: skip

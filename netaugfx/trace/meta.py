@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import random
 import sys
@@ -17,6 +16,7 @@ from torch.fx.node import map_aggregate
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.overrides import TorchFunctionMode
 
+from ..copies import deep_copy
 from ..errors import TraceError
 from .functions import Applied, applied
 
@@ -33,7 +33,8 @@ _CONTEXTS = (
 def meta_copy(model: nn.Module) -> nn.Module:
     """Copy a model deeply onto the meta device, without hooks; nothing large is allocated.
 
-    Plain tensor attributes become buffers of the copy, so that reading them can be recorded.
+    Plain tensor attributes become buffers of the copy, so that reading them can be recorded. What a forward has
+    computed and left there is one like any other.
 
     Raises:
         TraceError: the model cannot be deep-copied, or is lazy and has no shapes yet.
@@ -58,7 +59,7 @@ def meta_copy(model: nn.Module) -> nn.Module:
                     f"Cannot copy module '{path}' ({type(module).__name__}): it is lazy and its "
                     f"'{name}' has no shape yet. Run the model once first."
                 )
-            if tensor is not None and tensor.grad_fn is not None:
+            if tensor is not None and tensor.grad_fn is not None and _computing(module):
                 raise TraceError(
                     f"Cannot copy module '{path}' ({type(module).__name__}): its '{name}' is a "
                     "computed tensor, as old-style torch.nn.utils.weight_norm leaves it, and such "
@@ -68,7 +69,7 @@ def meta_copy(model: nn.Module) -> nn.Module:
             if tensor is not None and id(tensor) not in memo:
                 memo[id(tensor)] = to_meta(tensor)
     try:
-        root = copy.deepcopy(model, memo)
+        root = deep_copy(model, memo)
     except Exception as error:
         raise TraceError(
             f"Cannot copy {type(model).__name__}: copy.deepcopy says '{error}'. Keep what cannot "
@@ -92,12 +93,18 @@ def is_plain(module: nn.Module, name: str) -> bool:
 
 def real_copy(module: nn.Module, device: torch.device) -> nn.Module:
     """Copy a module with its weights, without hooks; weights on the meta device become ones."""
-    module = copy.deepcopy(module, _hookless(module))
+    module = deep_copy(module, _hookless(module))
     if any(t.device.type == "meta" for t in [*module.parameters(), *module.buffers()]):
         module.to_empty(device=device)
         for tensor in [*module.parameters(), *module.buffers()]:
             nn.init.ones_(tensor)
     return module
+
+
+def _computing(module: nn.Module) -> bool:
+    """Whether an old-style hook of torch.nn.utils computes a weight of the module."""
+    hooks = module._forward_pre_hooks.values()
+    return any(type(hook).__module__.startswith("torch.nn.utils.") for hook in hooks)
 
 
 def _hookless(model: nn.Module) -> dict[int, Any]:

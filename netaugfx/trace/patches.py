@@ -19,8 +19,9 @@ from torch.amp import autocast_mode
 from torch.fx.node import base_types
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
+from .attributes import OWN
 from .entrances import Legacy, entrances
-from .meta import META
+from .meta import META, is_plain
 from .proxy import Recorder, Untraceable, updated_attribute
 from .written_out import WRITTEN_OUT
 
@@ -81,6 +82,7 @@ def watched(tracer: Recorder, call_module: Callable[..., Any]) -> Iterator[None]
         nn.Module.__dict__[name] for name in ("__call__", "__getattr__", "__setattr__")
     )
     importlib.import_module("torch._dynamo")  # imported by the first sum of two tensors otherwise
+    found: Any = nn.Module.__getattribute__
     with META:  # fill torch's own tables of functions before they are replaced
         is_tensor_method_or_property(torch.empty(0).add)
     enter, leave = torch.autocast.__enter__, torch.autocast.__exit__
@@ -100,14 +102,27 @@ def watched(tracer: Recorder, call_module: Callable[..., Any]) -> Iterator[None]
             return tracer.proxy(tracer.create_arg(value))
         return value
 
+    def look(module: nn.Module, name: str) -> Any:
+        if name not in OWN and tracer.recording():
+            tracer.state.note(module, name, sys._getframe(1))
+        return found(module, name)
+
     def set_(module: nn.Module, name: str, value: Any) -> None:
-        if tracer.recording() and (name in module._buffers or name in module._parameters):
+        if not tracer.recording():
+            module_set(module, name, value)
+            return
+        if name in module._buffers or name in module._parameters:
             own = module._buffers.get(name, module._parameters.get(name))
             path = updated_attribute(value.node) if isinstance(value, fx.Proxy) else None
-            if path is None or path != tracer.tensor_paths.get(id(own)):
+            if path is not None and path == tracer.tensor_paths.get(id(own)):
+                return
+            if not is_plain(module, name):
                 raise Untraceable(f"assigns to parameter or buffer '{name}' at {tracer.source()}")
-            return
-        module_set(module, name, value)
+        tracer.state.write(module, name)
+        if isinstance(value, Tensor) and type(value) is not nn.Parameter:
+            object.__setattr__(module, name, value)
+        else:
+            module_set(module, name, value)
 
     def entered(context: Any) -> Any:
         result = enter(context)  # type: ignore[no-untyped-call]
@@ -163,6 +178,7 @@ def watched(tracer: Recorder, call_module: Callable[..., Any]) -> Iterator[None]
     with ExitStack() as stack:
         patch = functools.partial(_patch, stack)
         patch(nn.Module, "__call__", call)
+        patch(nn.Module, "__getattribute__", look)
         patch(nn.Module, "__getattr__", get)
         patch(nn.Module, "__setattr__", set_)
         for replaced in list(entrances(tracer, has_proxy)):

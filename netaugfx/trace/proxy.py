@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import TraceError
-from .meta import Remembered, compute, substitute, to_meta
+from .attributes import Attributes
+from .meta import META, Remembered, compute, substitute, to_meta
 
 _HERE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _TORCH = os.path.dirname(torch.__file__) + os.sep
@@ -181,6 +182,7 @@ class Recorder(fx.proxy.TracerBase):
     def __init__(self, root: nn.Module, device: torch.device, remembered: Remembered) -> None:
         self.root, self.device, self.graph = root, device, fx.Graph()
         self.remembered = remembered
+        self.state = Attributes(root)
         self.tensor_paths = {id(tensor): path for path, tensor in _named_tensors(root)}
         self.attributes: dict[str, fx.Node] = {}
         self.constants: dict[str, Tensor] = {}
@@ -192,7 +194,7 @@ class Recorder(fx.proxy.TracerBase):
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """What Python does now: "trace", or compute with "meta" or "real" tensors."""
+        """What Python does now: "trace", ask for a "leaf", or compute with "meta" or "real" tensors."""
         before, self._phase = self._phase, name
         try:
             yield
@@ -295,6 +297,10 @@ class Recorder(fx.proxy.TracerBase):
         return super().create_arg(a)
 
     def _keep_constant(self, tensor: Tensor) -> str:
+        if tensor.device == META and self.device != META:
+            raise Untraceable(
+                f"reads what a module that is kept as it is has left behind, at {self.source()}"
+            )
         path = f"_tensor_constant{len(self.constants)}"
         with self.phase("meta"):
             while hasattr(self.root, path):

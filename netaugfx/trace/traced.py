@@ -13,6 +13,7 @@ import torch.utils.checkpoint
 from torch import Tensor, fx, nn
 
 from ..errors import InputError
+from .attributes import Attribute
 from .meta import (
     META,
     compute,
@@ -90,6 +91,8 @@ class Traced:
         opaque: module path -> reason, modules that are leaves as they cannot be traced through.
         constants: get_attr targets that the user's model does not have -> their true tensors.
         device: what `x.device` answered.
+        read: module path and name of what the forward read of its modules before it set it.
+        written: likewise, of what it set. `root` has again what it had.
     """
 
     graph: fx.Graph
@@ -99,6 +102,8 @@ class Traced:
     opaque: Mapping[str, str]
     constants: Mapping[str, Tensor]
     device: torch.device
+    read: tuple[Attribute, ...] = ()
+    written: frozenset[Attribute] = frozenset()
 
     def matches(self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> bool:
         """Whether these inputs take the same path through the user's Python."""

@@ -135,21 +135,25 @@ class _Tracer(Recorder):
         self.graph.output(output).meta.update(meta, val=value)
         guards = tuple(self.guards.values())
         return Traced(
-            self.graph, self.root, self.inputs, guards, self.opaque, self.constants, self.device
+            *(self.graph, self.root, self.inputs, guards, self.opaque, self.constants, self.device),
+            read=self.state.read,
+            written=self.state.restore(),
         )
 
     def call_module(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        module = getattr(module, "_orig_mod", module)  # of torch.compile
+        module = module._modules.get("_orig_mod") or module  # of torch.compile
         path = self.module_paths.get(id(module))
         if path is None:  # made in a forward: a slice of a Sequential, or a layer without state
             state = [*module.parameters(), *module.buffers()]
             if any(id(tensor) not in self.tensor_paths for tensor in state):
                 raise Untraceable(f"makes a {type(module).__name__} at {self.source()}")
             return module.forward(*args, **kwargs)
-        if path and (path in self.opaque or self.is_leaf(module, path)):
+        with self.phase("leaf"):
+            leaf = path and (path in self.opaque or self.is_leaf(module, path))
+        if leaf:
             return self.create_proxy("call_module", path, args, kwargs)
         last, guards, opaque = next(reversed(self.graph.nodes)), dict(self.guards), self.opaque
-        self.opaque = dict(opaque)
+        self.opaque, mark = dict(opaque), self.state.mark()
         self.stack.append(path)
         try:
             result = module.forward(*args, **kwargs)
@@ -170,6 +174,7 @@ class _Tracer(Recorder):
             if node is last:
                 break
             self.graph.erase_node(node)
+        self.state.forget(mark)
         self.guards, self.opaque, kept = guards, opaque | {path: reason}, set(self.graph.nodes)
         self.attributes = {name: node for name, node in self.attributes.items() if node in kept}
         return self.create_proxy("call_module", path, args, kwargs)
@@ -178,7 +183,9 @@ class _Tracer(Recorder):
         if kind != "call_module":
             return super().value_of(kind, target, args, kwargs)
         with ExitStack() as stack:
-            if not is_torch_leaf(self.root.get_submodule(target), target):
+            with self.phase("leaf"):
+                torch_own = is_torch_leaf(self.root.get_submodule(target), target)
+            if not torch_own:
                 stack.enter_context(random_states_kept())  # it may draw in every forward
             try:
                 return super().value_of(kind, target, args, kwargs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -54,13 +54,12 @@ def first_spoilt(
     if program.traced.root.training and _noisy(program):
         return None
     for name, t in program.traced.constants.items():
-        if name not in base._buffers:
-            base.register_buffer(name, t.clone(), persistent=False)
-    kept = {name: b.clone() for name, b in base.named_buffers()}
+        base.register_buffer(name, t.clone(), persistent=False)  # of the same name in both modes
+    kept = [(t, t.detach().clone()) for t in _written_to(base)]
     set_random_states(0)
     first = _Base(base, program.traced.graph)
     first.run(*inputs)
-    _put_back(base, kept)
+    _put_back(kept)
     set_random_states(0)
     second = _Subnet(program, first, plan, config, tolerance)
     try:
@@ -68,13 +67,22 @@ def first_spoilt(
     except _Spoilt as found:
         return found.node
     finally:
-        _put_back(base, kept)  # operators that mix channels have run on it
+        _put_back(kept)  # operators that mix channels have run on it
     return None
 
 
-def _put_back(base: nn.Module, buffers: Mapping[str, Tensor]) -> None:
-    for name, b in base.named_buffers():
-        b.copy_(buffers[name])
+def _written_to(base: nn.Module) -> Iterator[Tensor]:
+    """Yield what a forward may write to: buffers, and tensors that are plain attributes."""
+    yield from base.buffers()
+    for m in base.modules():
+        yield from (t for t in vars(m).values() if isinstance(t, Tensor))
+
+
+def _put_back(kept: Iterable[tuple[Tensor, Tensor]]) -> None:
+    with torch.no_grad():
+        for t, before in kept:
+            if not torch.equal(t, before):  # what is expanded cannot be written to
+                t.copy_(before)
 
 
 class _Spoilt(Exception):  # noqa: N818 - it carries the node out of the run

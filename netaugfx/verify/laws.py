@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ..checks import seed_of
 from ..contract import both_modes, extract
+from ..copies import deep_copy
 from ..errors import ExtractError, NetAugFXError, VerifyError
 from ..infer import where
 from ..model import WideModel
@@ -103,7 +104,10 @@ def verify(
     chosen = tuple(c for c in dict.fromkeys(chosen) if c != wide.base_config)
     if isinstance(wide, WideParts):
         return _joint(wide, chosen, seed)
-    with random_states_kept():
+    with random_states_kept(), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message=".*wider subnets"
+        )  # of attributes: this is a copy
         for dtype in (torch.float64, torch.float32):
             try:
                 judge = _Judge(wide, seed, dtype)
@@ -158,7 +162,7 @@ class _Judge:
 
     def __init__(self, wide: WideModel, seed: int, dtype: torch.dtype) -> None:
         self.dtype, self.tolerance = dtype, TOLERANCE[dtype]
-        self.wide = copy.deepcopy(wide).to(dtype)
+        self.wide = deep_copy(wide).to(dtype)
         for m in self.wide.modules():
             if isinstance(m, nn.modules.dropout._DropoutNd):
                 m.p = 0.0
@@ -167,9 +171,6 @@ class _Judge:
                     setattr(m, name, 0.0)
         self.paths = {path for path, _ in self.wide.base.named_modules()}
         device = next((p.device for p in wide.parameters()), torch.device("cpu"))
-        self.base = copy.deepcopy(
-            self.wide.base
-        )  # law 4 runs its graph, which may update its buffers
         self.generator = torch.Generator().manual_seed(seed)
 
         def fresh(t: Any, sides: Mapping[int, int]) -> Any:
@@ -262,9 +263,10 @@ class _Judge:
         graph = isinstance(plain, fx.GraphModule)
         with self.modes() as programs:
             for program in programs:
+                flags = {path: m.training for path, m in program.traced.root.named_modules()}
                 for path, m in plain.named_modules():
                     if not graph or path in self.paths:
-                        m.training = program.traced.root.get_submodule(path).training
+                        m.training = flags.get(path, program.traced.root.training)
                     elif path.startswith("dropout_of_"):
                         m.training = program.traced.root.training
                 mine = self.step(self.wide.at(config), self.wide.base)
@@ -298,6 +300,7 @@ class _Judge:
         wide, plan = self.wide, self.wide.plan
         wide.statistics.clear()  # a recalibrated subnet normalises base channels otherwise
         wide._bound.clear()
+        base = deep_copy(wide.base)  # its graph may update its buffers
         with torch.no_grad():
             for name, summed in plan.contracted.items():
                 path, _, leaf = name.rpartition(".")
@@ -307,10 +310,10 @@ class _Judge:
                     if block is not None:
                         block.zero_()
             for program in self.programs:
-                _set_flags(self.base, program)
+                _set_flags(base, program)
                 inputs = Inputs.of(wide.base, self.args, self.kwargs).tensors
                 bound = wide.bound(program, config)
-                node = first_spoilt(program, self.base, bound, inputs, plan, config, self.tolerance)
+                node = first_spoilt(program, base, bound, inputs, plan, config, self.tolerance)
                 if node is not None:
                     mode = "train" if program.traced.root.training else "eval"
                     return (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import pickle
 import pickletools
 import subprocess
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import netaugfx
+from netaugfx.copies import deep_copy
 from tests import measure
 from tests.laws.subject import (
     BY_HAND,
@@ -72,7 +72,7 @@ def check_float32(source: Source, growth: Growth) -> None:
 
 def refuses(network: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
     try:
-        copy.deepcopy(network)(*inputs)
+        deep_copy(network)(*inputs)
     except AssertionError as error:
         return "extract anew" in str(error)
     return False
