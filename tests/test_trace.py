@@ -834,7 +834,14 @@ def test_a_module_that_draws_outside_torch_stays_as_it_is(draw: Callable[[], flo
     assert len(seen) == 2, "it draws anew in every pass"
 
 
-@pytest.mark.parametrize("fill", [lambda x, n: x.new_full((3, 1, 1), n)])
+@pytest.mark.parametrize(
+    "fill",
+    [
+        lambda x, n: x.new_full((3, 1, 1), n),
+        lambda x, n: torch.full((3, 1, 1), n),
+        lambda x, n: torch.full_like(x, n),
+    ],
+)
 def test_filling_with_an_element_of_a_tensor_reads_no_data(fill):
     class Strided(nn.Module):
         def __init__(self):
@@ -851,3 +858,30 @@ def test_filling_with_an_element_of_a_tensor_reads_no_data(fill):
     assert not wide.plan.opaque
     assert torch.equal(wide.at({"0": 8})(x), netaugfx.extract(wide, {"0": 8})(x))
     assert torch.equal(wide.base(x), wide.base[1](wide.base[0](x)) * 16)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, n: torch.add(x, x, alpha=n),
+        lambda x, n: F.softplus(x, n),
+        lambda x, n: torch.linalg.vector_norm(x, n),
+        lambda x, n: torch.nan_to_num(x, nan=n),
+        lambda x, n: torch.roll(x, n.long(), 1),
+        lambda x, n: F.scaled_dot_product_attention(x, x, x, scale=n),
+    ],
+)
+def test_a_tensor_that_is_given_as_a_number_reads_data(call):
+    """C code would take a proxy for a tensor's memory, and crash."""
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("number", torch.tensor(2.0))
+
+        def forward(self, x):
+            return call(x, self.number)
+
+    with pytest.raises(TraceError, match="meta tensors"):
+        trace(Scaled(), (image(),))
+    assert trace(nn.Sequential(Scaled()), (image(),)).opaque["0"]

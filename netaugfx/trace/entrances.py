@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Callable, Iterator
+from types import BuiltinFunctionType
 from typing import Any
 
 import torch
@@ -25,6 +28,13 @@ _REFUSED: tuple[tuple[Any, str, str], ...] = (
     (torch._C._nested, "nested_tensor", "torch.nested.nested_tensor"),  # type: ignore[attr-defined]
     *((room, "to_dlpack", "to_dlpack") for room in (torch, torch.utils.dlpack)),
 )
+# of torch: they make tensors of numbers, and have no tensor to tell that they are traced
+FACTORIES = (
+    *("arange", "as_tensor", "bartlett_window", "blackman_window", "eye", "full", "hamming_window"),
+    *("hann_window", "linspace", "logspace", "ones", "scalar_tensor", "tensor", "tril_indices"),
+    *("triu_indices", "zeros"),
+)
+RANDOM = ("empty", "normal", "rand", "randint", "randn", "randperm")
 _LEGACY = [
     f"{name}Tensor"
     for name in "Float Double Half BFloat16 Long Int Short Char Byte Bool".split()  # noqa: SIM905
@@ -67,6 +77,7 @@ def entrances(tracer: Recorder, has_proxy: Callable[[Any], bool]) -> Iterator[tu
     yield from _functions(tracer, seen)
     yield from _constructors(tracer, seen)
     yield from _scripts(tracer, seen)
+    yield from _numbers(tracer)
 
 
 def _refused(
@@ -154,6 +165,46 @@ def _constructors(tracer: Recorder, seen: Callable[..., bool]) -> Iterator[tuple
     for room in (torch, torch.cuda):
         for name in _LEGACY:
             yield room, name, legacy(name, getattr(room, name))
+
+
+@functools.cache
+def _taking_numbers() -> list[tuple[Any, str, Any]]:
+    """Return the functions that take numbers: where one of them is a proxy, C reads it before it asks whose it is."""
+    single = ("number", "float", "int", "List[int]")
+    kinds = {*single, *(f"Optional[{kind}]" for kind in single)}
+    known = {
+        schema.name.removeprefix("aten::")
+        for schema in torch._C._jit_get_all_schemas()
+        if any(str(argument.type) in kinds for argument in schema.arguments)
+    }
+    rooms = (torch, torch._C._nn, torch.nn.functional, torch.linalg, torch.special)
+    return [
+        (room, name, function)
+        for room in rooms
+        for name, function in vars(room).items()
+        if type(function) is BuiltinFunctionType
+        and function.__name__ in known
+        and not name.startswith("_")
+        and name not in (*FACTORIES, *RANDOM)
+    ]
+
+
+def _numbers(tracer: Recorder) -> Iterator[tuple[Any, str, Any]]:
+    def is_number(a: Any) -> bool:
+        value = a.node.meta["val"] if isinstance(a, fx.Proxy) else None
+        return isinstance(value, Tensor) and value.dim() == 0
+
+    def guarded(function: Any) -> Any:
+        def called(*args: Any, **kwargs: Any) -> Any:
+            if tracer.recording() and any(map(is_number, (*args, *kwargs.values()))):
+                tracer.parsed(sys._getframe(1))
+                return tracer.create_proxy("call_function", function, args, kwargs)
+            return function(*args, **kwargs)
+
+        return called
+
+    for room, name, function in _taking_numbers():
+        yield room, name, guarded(function)
 
 
 def _scripts(tracer: Recorder, seen: Callable[..., bool]) -> Iterator[tuple[Any, str, Any]]:

@@ -20,17 +20,11 @@ from torch.fx.node import base_types
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 from .attributes import OWN
-from .entrances import Legacy, entrances
+from .entrances import FACTORIES, RANDOM, Legacy, entrances
 from .meta import META, is_plain
 from .proxy import Recorder, Untraceable, updated_attribute
 from .written_out import WRITTEN_OUT
 
-_FACTORIES = (
-    *("arange", "as_tensor", "bartlett_window", "blackman_window", "eye", "full", "hamming_window"),
-    *("hann_window", "linspace", "logspace", "ones", "scalar_tensor", "tensor", "tril_indices"),
-    *("triu_indices", "zeros"),
-)
-_RANDOM = ("empty", "normal", "rand", "randint", "randn", "randperm")
 _MATH = ("cos", "exp", "log", "log10", "log2", "pow", "sin", "sqrt")
 _CHECKPOINT_OPTIONS = {
     *("use_reentrant", "preserve_rng_state", "context_fn", "determinism_check", "debug"),
@@ -151,7 +145,7 @@ def watched(tracer: Recorder, call_module: Callable[..., Any]) -> Iterator[None]
                 return function(*args, **kwargs)
             if not _any_leaf((args, kwargs), lambda a: not isinstance(a, plain)):
                 return tracer.create_proxy("call_function", function, args, kwargs)
-            if function.__name__ in _RANDOM or has_proxy((args, kwargs)):
+            if function.__name__ in RANDOM or has_proxy((args, kwargs)):
                 raise Untraceable(
                     f"calls torch.{function.__name__} at {tracer.source()} with arguments that a "
                     "graph cannot hold"
@@ -195,7 +189,7 @@ def watched(tracer: Recorder, call_module: Callable[..., Any]) -> Iterator[None]
         patch(
             inspect.unwrap(torch.utils.checkpoint.checkpoint), "__dynamo_disable", _uncheckpointed
         )
-        for name in (*_FACTORIES, *_RANDOM):
+        for name in (*FACTORIES, *RANDOM):
             patch(torch, name, factory(getattr(torch, name)))
         for name in _MATH:
             patch(math, name, over_numbers(getattr(math, name)))
