@@ -60,6 +60,31 @@ def test_kernels_of_each_sample_at_any_batch_size(traced: int) -> None:
         assert torch.equal(wide(*inputs), wide.base(*inputs))
 
 
+class CountsItsBatches(nn.Module):
+    """A batch norm that averages over all batches, a decision by a length, and a channel count in a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8, momentum=None)
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        x = x * 2 if x.shape[2] % 2 else x
+        n, _, h, w = x.shape
+        return self.head(x.view(n, 2, 4, h * w).transpose(1, 2).reshape(n, 8, h, w))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_guards_of_a_graph_with_a_norm_that_counts_its_batches(training: bool) -> None:
+    wide = netaugfx.widen(CountsItsBatches().train(training), example_inputs=X)
+    network = netaugfx.extract(wide, wide.max_config)
+    assert isinstance(network, torch.fx.GraphModule)
+    assert torch.equal(network.eval()(X), wide.eval().at(wide.max_config)(X))
+    with pytest.raises(AssertionError, match="extracted for inputs"):
+        network(torch.randn(2, 3, 31, 32))
+
+
 @pytest.mark.parametrize("where", ["cpu", "meta"])
 def test_the_class_that_asks_for_its_device_is_kept(where: str) -> None:
     case = next(case for case in CASES if case.name == "asks for its device")
