@@ -3,6 +3,7 @@
     python benchmarks/coverage.py --names benchmarks/families.txt --out runs/coverage  # one of each timm family
     python benchmarks/coverage.py --names torchvision --out runs/torchvision           # all of torchvision's builders
     python benchmarks/coverage.py --names benchmarks/families.txt --plans --out runs/plans
+    python benchmarks/coverage.py --names benchmarks/pytorchcv.txt --out runs/pytorchcv        # pip install pytorchcv
 
 For every name: plan; widen by 1.5 with verification off; law 1 on the copy; laws 2, 3 and 4 by `netaugfx.verify` on
 widths that each grow by another amount. Each model has a process of its own, bounded in time and memory. Results go to
@@ -50,8 +51,13 @@ ROOMS = (
 
 
 def build(name: str, device: str) -> torch.nn.Module:
-    """Return the untrained model of a timm name, or of `torchvision:NAME`."""
+    """Return the untrained model of a timm name, of `torchvision:NAME` or of `pytorchcv:NAME`."""
     with torch.device(device):
+        if name.startswith("pytorchcv:"):
+            from pytorchcv.model_provider import get_model
+
+            model: torch.nn.Module = get_model(name.partition(":")[2])
+            return model
         if name.startswith("torchvision:"):
             options: dict[str, Any] = {"weights": None}
             builder = torchvision.models.get_model_builder(name.partition(":")[2])
@@ -83,6 +89,7 @@ def examples(name: str, model: torch.nn.Module) -> list[Any]:
         return [torch.empty(2, 3, frames, side, side, device="meta") for frames, side in shapes]
     cfg = getattr(model, "pretrained_cfg", None) or {}
     own = int(cfg.get("input_size", (3, 224, 224))[-1])
+    own = max(getattr(model, "in_size", (own,)))  # pytorchcv's
     sides = (*(side for side in SIDES if side < own), own, 299)
     return [torch.empty(2, 3, side, side, device="meta") for side in dict.fromkeys(sides)]
 
@@ -255,7 +262,8 @@ def names_of(text: str) -> list[str]:
         return timm.list_models()
     if text == "torchvision":
         return [f"torchvision:{n}" for room in ROOMS for n in torchvision.models.list_models(room)]
-    return Path(text).read_text().split()
+    room = "pytorchcv:" if Path(text).name == "pytorchcv.txt" else ""
+    return [room + name for name in Path(text).read_text().split()]
 
 
 def main() -> None:
