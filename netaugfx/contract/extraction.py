@@ -202,7 +202,9 @@ def _guard(graph: fx.Graph, program: Program, plan: Plan, config: Config) -> Non
         with graph.inserting_after(node):
             read = node
             if isinstance(guard.value, bool) and not isinstance(value, bool):
-                read = graph.call_function(operator.truth, (node,))
+                read = graph.call_function(
+                    operator.ne, (node, 0)
+                )  # truth() of a proxy cannot be read anew
         with graph.inserting_after(read):
             same = graph.call_function(operator.eq, (read, known))
         with graph.inserting_after(same):
@@ -246,6 +248,7 @@ def _numbered(graph: fx.Graph) -> list[str]:
     return [f"{n.op} {n.target} {fx.node.map_arg((n.args, dict(n.kwargs)), named)}" for n in order]
 
 
+OF_SIZE = {torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn}
 NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 
@@ -255,6 +258,8 @@ def _with_modules(graph: fx.Graph, network: nn.Module) -> None:
     Where the batch norm's tensors are those of one module of `network`, a plain batch norm takes its place.
     """
     for node in list(graph.nodes):
+        if node.target in OF_SIZE and node.args and not isinstance(node.args[0], tuple | list):
+            node.args = (node.args,)  # torch.fx reads a pickled graph anew, where zeros(n, 4) fails
         if node.target is F.dropout:
             given = {**dict(zip(("input", "p"), node.args, strict=False)), **node.kwargs}
             name = f"dropout_of_{node.name}"
