@@ -258,7 +258,9 @@ def _with_modules(graph: fx.Graph, network: nn.Module) -> None:
     Where the batch norm's tensors are those of one module of `network`, a plain batch norm takes its place.
     """
     for node in list(graph.nodes):
-        if node.target in OF_SIZE and node.args and not isinstance(node.args[0], tuple | list):
+        if node.target in OF_SIZE and (
+            len(node.args) > 1 or isinstance([*node.args, None][0], int)
+        ):
             node.args = (node.args,)  # torch.fx reads a pickled graph anew, where zeros(n, 4) fails
         if node.target is F.dropout:
             given = {**dict(zip(("input", "p"), node.args, strict=False)), **node.kwargs}
