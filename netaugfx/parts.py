@@ -17,7 +17,7 @@ from .checks import check_state
 from .copies import deep_copy
 from .cost import Cost, Term
 from .errors import ConfigError, NetAugFXError, TraceError
-from .infer import OUTPUT
+from .infer import OUTPUT, out_channels
 from .model import WideModel
 from .plan import Config, Layer, Plan
 from .storage import Rooms, checked
@@ -154,11 +154,10 @@ def join(model: nn.Module, plans: Mapping[str, Plan], why: str) -> Plan:
 
     items = plans.items()
     grown = {path: plan for path, plan in items if plan.widths}
-    layers = (nn.modules.conv._ConvNd, nn.Linear)
     rest = sum(
-        int(m.weight.shape[0])
+        out_channels(m)
         for path, m in model.named_modules()
-        if isinstance(m, layers) and not any(path.startswith(f"{p}.") for p in grown)
+        if not any(path.startswith(f"{p}.") for p in grown)
     )
     total = rest + sum(p.counted for p in grown.values())
     return Plan(

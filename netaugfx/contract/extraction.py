@@ -202,9 +202,8 @@ def _guard(graph: fx.Graph, program: Program, plan: Plan, config: Config) -> Non
         with graph.inserting_after(node):
             read = node
             if isinstance(guard.value, bool) and not isinstance(value, bool):
-                read = graph.call_function(
-                    operator.ne, (node, 0)
-                )  # truth() of a proxy cannot be read anew
+                # not truth(), which torch.fx cannot read anew from a pickle
+                read = graph.call_function(operator.ne, (node, 0))
         with graph.inserting_after(read):
             same = graph.call_function(operator.eq, (read, known))
         with graph.inserting_after(same):
@@ -259,7 +258,7 @@ def _with_modules(graph: fx.Graph, network: nn.Module) -> None:
     """
     for node in list(graph.nodes):
         if node.target in OF_SIZE and (
-            len(node.args) > 1 or isinstance([*node.args, None][0], int)
+            len(node.args) > 1 or (node.args and isinstance(node.args[0], int))
         ):
             node.args = (node.args,)  # torch.fx reads a pickled graph anew, where zeros(n, 4) fails
         if node.target is F.dropout:

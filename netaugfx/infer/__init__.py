@@ -1,6 +1,7 @@
 """Graphs and rules -> Plan: every tensor axis gets a channel type; what may grow is named, what may not says why."""
 
 from .inference import infer
+from .naming import out_channels
 from .solve import OUTPUT, Typing, where
 
-__all__ = ["OUTPUT", "Typing", "infer", "where"]
+__all__ = ["OUTPUT", "Typing", "infer", "out_channels", "where"]

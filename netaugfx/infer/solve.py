@@ -369,14 +369,9 @@ def _harmless(node: fx.Node) -> bool:
     if node.op != "call_function":
         return False
     name = getattr(node.target, "__name__", "")
-    compares = (
-        operator.eq,
-        operator.ne,
-    )  # a tensor with what is none, as torch.jit.isinstance does
-    return node.target in (getattr, len, isinstance, *compares) or name in HARMLESS | {
-        "_assert",
-        "is_tensor",
-    }
+    # eq and ne: a tensor is compared with what is none, as torch.jit.isinstance does
+    asks = (getattr, len, isinstance, operator.eq, operator.ne)
+    return node.target in asks or name in HARMLESS | {"_assert", "is_tensor"}
 
 
 def _altered(module: nn.Module) -> bool:
