@@ -107,6 +107,33 @@ def test_layers_in_opaque_modules_count_as_what_does_not_grow() -> None:
     assert netaugfx.plan(everything, example_inputs=torch.zeros(2, 3, 4, 4)).elastic_share == 0
 
 
+class Squeezed(nn.Module):
+    """A squeeze of one channel, laid out by hand."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.stem, self.reduce, self.expand = (
+            nn.Conv2d(3, 4, 1),
+            nn.Linear(4, 1),
+            nn.Conv2d(1, 4, 1),
+        )
+        self.shape = shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        squeezed = self.reduce(x.mean((2, 3)))
+        return (x * self.expand(squeezed.view(len(x), *self.shape))).sum(1)
+
+
+def test_one_channel_among_axes_of_length_1_grows_where_one_length_is_open() -> None:
+    x = torch.empty(2, 3, 4, 4)
+    plan = netaugfx.plan(Squeezed(-1, 1, 1), factor=2.0, example_inputs=x)
+    assert {w.name for w in plan.widths} == {"stem", "reduce"}
+    plan = netaugfx.plan(Squeezed(1, 1, 1), factor=2.0, example_inputs=x)
+    assert {w.name for w in plan.widths} == {"stem"}
+    assert "cannot tell it from its other axes of length 1" in plan.pinned["reduce"]
+
+
 class Opaque(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from math import gcd, prod
 from typing import Any
 
@@ -53,6 +54,11 @@ def regroup(
     result: list[OpenAxis] = []
     i = j = 0
     while i < len(axes) or j < len(shape):
+        own, made = _ones(map(length, axes[i:])), _ones(shape[j:])
+        if made > 1 and own not in (0, made) and any(map(elastic, axes[i : i + own])):
+            result += _among_ones(op, axes[i : i + own], open_[j : j + made])
+            i, j = i + own, j + made
+            continue
         start, first = i, j
         a = b = 1
         if i < len(axes):
@@ -67,6 +73,19 @@ def regroup(
         # an axis of length 1 beside a group joins it when nothing else can take it
         result += _group(op, axes[start:i], shape[first:j], open_[first:j])
     return tuple(result)
+
+
+def _ones(lengths: Iterable[int]) -> int:
+    return sum(1 for _ in takewhile(lambda n: n == 1, lengths))
+
+
+def _among_ones(op: Op, axes: Sequence[OpenAxis], open_: Sequence[bool]) -> list[OpenAxis]:
+    """Return the axes that axes of length 1 become when there are more or fewer of them: the only open one grows."""
+    growing = [axis for axis in axes if elastic(axis)]
+    if len(growing) == sum(open_) == 1:
+        return [growing[0] if grows else fixed(1) for grows in open_]
+    op.pin(*growing, why="cannot tell it from its other axes of length 1")
+    return [fixed(1) for _ in open_]
 
 
 def _group(

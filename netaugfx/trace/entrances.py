@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import BuiltinFunctionType
 from typing import Any
 
@@ -39,6 +41,7 @@ _LEGACY = [
     f"{name}Tensor"
     for name in "Float Double Half BFloat16 Long Int Short Char Byte Bool".split()  # noqa: SIM905
 ]
+_LOCAL = threading.local()  # .tracer: who records in this thread
 
 
 class Legacy:
@@ -77,7 +80,6 @@ def entrances(tracer: Recorder, has_proxy: Callable[[Any], bool]) -> Iterator[tu
     yield from _functions(tracer, seen)
     yield from _constructors(tracer, seen)
     yield from _scripts(tracer, seen)
-    yield from _numbers(tracer)
 
 
 def _refused(
@@ -167,9 +169,27 @@ def _constructors(tracer: Recorder, seen: Callable[..., bool]) -> Iterator[tuple
             yield room, name, legacy(name, getattr(room, name))
 
 
+@contextmanager
+def numbers_guarded(tracer: Recorder) -> Iterator[None]:
+    """Replace the functions that take numbers: where one of them is a proxy, C reads it before it asks whose it is."""
+    outer, _LOCAL.tracer = getattr(_LOCAL, "tracer", None), tracer
+    replaced = []
+    for room, guards in _guards().items():
+        now = vars(room)
+        new = {n: guard for n, (function, guard) in guards.items() if now.get(n) is function}
+        replaced.append((now, {name: now[name] for name in new}))
+        now.update(new)
+    try:
+        yield
+    finally:
+        for now, before in replaced:
+            now.update(before)
+        _LOCAL.tracer = outer
+
+
 @functools.cache
-def _taking_numbers() -> list[tuple[Any, str, Any]]:
-    """Return the functions that take numbers: where one of them is a proxy, C reads it before it asks whose it is."""
+def _guards() -> dict[Any, dict[str, tuple[Any, Any]]]:
+    """Return by room and name the functions that take numbers, each with its guard; made once, as they are hundreds."""
     single = ("number", "float", "int", "List[int]")
     kinds = {*single, *(f"Optional[{kind}]" for kind in single)}
     known = {
@@ -179,33 +199,32 @@ def _taking_numbers() -> list[tuple[Any, str, Any]]:
     }
     # not torch._C: there C looks a function up that it gives to __torch_function__
     rooms = (torch, torch.nn.functional, torch.linalg, torch.special)
-    return [
-        (room, name, function)
+    return {
+        room: {
+            name: (function, _guarded(function))
+            for name, function in vars(room).items()
+            if type(function) is BuiltinFunctionType
+            and function.__name__ in known
+            and not name.startswith("_")
+            and name not in (*FACTORIES, *RANDOM)
+        }
         for room in rooms
-        for name, function in vars(room).items()
-        if type(function) is BuiltinFunctionType
-        and function.__name__ in known
-        and not name.startswith("_")
-        and name not in (*FACTORIES, *RANDOM)
-    ]
+    }
 
 
-def _numbers(tracer: Recorder) -> Iterator[tuple[Any, str, Any]]:
+def _guarded(function: Any) -> Any:
     def is_number(a: Any) -> bool:
         value = a.node.meta["val"] if isinstance(a, fx.Proxy) else None
         return isinstance(value, Tensor) and value.dim() == 0
 
-    def guarded(function: Any) -> Any:
-        def called(*args: Any, **kwargs: Any) -> Any:
-            if tracer.recording() and any(map(is_number, (*args, *kwargs.values()))):
-                tracer.parsed(sys._getframe(1))
-                return tracer.create_proxy("call_function", function, args, kwargs)
-            return function(*args, **kwargs)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        tracer: Recorder | None = getattr(_LOCAL, "tracer", None)
+        if tracer and tracer.recording() and any(map(is_number, (*args, *kwargs.values()))):
+            tracer.parsed(sys._getframe(1))
+            return tracer.create_proxy("call_function", function, args, kwargs)
+        return function(*args, **kwargs)
 
-        return called
-
-    for room, name, function in _taking_numbers():
-        yield room, name, guarded(function)
+    return called
 
 
 def _scripts(tracer: Recorder, seen: Callable[..., bool]) -> Iterator[tuple[Any, str, Any]]:

@@ -51,7 +51,8 @@ def kept(root: nn.Module) -> Iterator[tuple[Any, str, Applied]]:
     files = dict.fromkeys(cls.__module__ for cls in (*owners, *functions))
     owners += [sys.modules[name] for name in files if name in sys.modules]
     for owner in owners:
-        for name, value in list(vars(owner).items()):
+        held = [item for item in vars(owner).items() if type(item[1]) is BuiltinMethodType]
+        for name, value in held:
             stand_in = applied(value)
             if stand_in is not None:
                 yield owner, name, stand_in

@@ -20,7 +20,7 @@ from torch.fx.node import base_types
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 from .attributes import OWN
-from .entrances import FACTORIES, RANDOM, Legacy, entrances
+from .entrances import FACTORIES, RANDOM, Legacy, entrances, numbers_guarded
 from .meta import META, is_plain
 from .proxy import Recorder, Untraceable, updated_attribute
 from .written_out import WRITTEN_OUT
@@ -195,6 +195,7 @@ def watched(tracer: Recorder, call_module: Callable[..., Any]) -> Iterator[None]
             patch(math, name, over_numbers(getattr(math, name)))
         for name in ("finfo", "iinfo"):
             patch(torch, name, limits(getattr(torch, name)))
+        stack.enter_context(numbers_guarded(tracer))
         stack.enter_context(_Mode(tracer))
         yield
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from torch import nn
 
 import netaugfx
@@ -12,7 +12,7 @@ from tests import measure
 from tests.laws.subject import BY_HAND, Growth, Source, config_of, few, growths, growths_of, widen
 from tests.networks import CASES, Case, Frozen, SamePadded
 from tests.real import TESTED
-from tests.strategies import NetworkSpec, networks
+from tests.strategies import Conv, NetworkSpec, Shuffle, networks
 
 
 def same_pass(
@@ -60,7 +60,21 @@ def check(source: Source, growth: Growth) -> None:
             same_pass(wide, wide, model, inputs, f"{mode}: after {size} pixels")
 
 
+# One channel on a map of one pixel: a shape does not tell where it goes, and at 7 pixels the map has more.
+ONE_BY_ONE = NetworkSpec(
+    size=4,
+    body=(
+        Conv(out=2),
+        Conv(out=1, kernel=5, bias=False),
+        Shuffle(groups=3),
+        Shuffle(groups=3),
+        Conv(bias=False),
+    ),
+)
+
+
 @few
+@example(ONE_BY_ONE, Growth(factor=2.0))
 @given(networks(), growths)
 def test_random_networks(spec: NetworkSpec, growth: Growth) -> None:
     check(spec, growth)
