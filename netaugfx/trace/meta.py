@@ -230,6 +230,7 @@ def _answer(value: Tensor, tensors: list[Tensor]) -> Any:
     return value.shape, value.stride(), value.dtype, value.requires_grad
 
 
+NORMAL = torch.normal  # asks for no default device
 # what fills with a number: that number's place among the arguments; a tensor of one element has none on meta
 FILLS: dict[Any, int] = {"new_full": 2, torch.full: 1, torch.full_like: 1}
 
@@ -275,6 +276,8 @@ def compute(
         kwargs["device"] = META
     if kind == "call_method" and target == "to" and isinstance(args[1:] and args[1], (str, int)):
         args[1] = META
+    if target is NORMAL and not any(isinstance(a, Tensor) for a in args):
+        kwargs["device"] = META
     place = FILLS.get(target)
     if place is not None and isinstance(args[place:] and args[place], Tensor):
         args[place] = 1.0 if args[place].is_floating_point() else 1
