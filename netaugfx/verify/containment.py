@@ -47,10 +47,16 @@ def first_spoilt(
     for name, t in program.traced.constants.items():
         base.register_buffer(name, t.clone(), persistent=False)  # of the same name in both modes
     kept = [(t, t.detach().clone()) for t in _written_to(base)]
-    set_random_states(0)
-    first = _Base(base, program.traced.graph)
-    first.run(*inputs)
-    _put_back(kept)
+    for cautious in (False, True):
+        set_random_states(0)
+        first = _Base(base, program.traced.graph, cautious)
+        try:
+            first.run(*inputs)
+            break
+        except _UnseenWrite:
+            pass
+        finally:
+            _put_back(kept)
     set_random_states(0)
     second = _Subnet(program, first, plan, config, tolerance)
     try:
@@ -105,16 +111,45 @@ def _written(target: Any, value: Any) -> Any:
 
 
 class _Base(_Graph):
-    """The base's graph, every value kept as it was when it was made: later operators may write to it."""
+    """The base's graph, every value kept as it was when it was made: what is written to later is copied before.
 
-    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
+    Args:
+        module: The base.
+        graph: Its traced graph.
+        cautious: Whether to copy every value at once.
+    """
+
+    def __init__(self, module: nn.Module, graph: fx.Graph, cautious: bool = False) -> None:
         super().__init__(module, graph)
+        self.cautious = cautious
         self.values: dict[fx.Node, Any] = {}
+        self.sharing: dict[int, list[fx.Node]] = {}  # memory -> whose values lie there
 
     def run_node(self, n: fx.Node) -> Any:
+        origin = self.twins[n]
+        given = [t for t in map(self.env.get, n.all_input_nodes) if isinstance(t, Tensor)]
+        if _writes(origin, self):
+            for other in [o for t in given for o in self.sharing.pop(_memory(t), ())]:
+                self.values[other] = self.values[other].clone()
+        seen = [(t, t._version) for t in given if _memory(t) in self.sharing]
         value = super().run_node(n)
-        self.values[self.twins[n]] = value.clone() if isinstance(value, Tensor) else value
+        if any(t._version != version for t, version in seen):
+            raise _UnseenWrite
+        self.values[origin] = value
+        if isinstance(value, Tensor):
+            if self.cautious or (origin.op == "get_attr" and not isinstance(value, nn.Parameter)):
+                self.values[origin] = value.clone()
+            else:
+                self.sharing.setdefault(_memory(value), []).append(origin)
         return value
+
+
+class _UnseenWrite(Exception):  # noqa: N818 - it says to begin anew
+    """An operator has written to what it was given, and its name does not tell."""
+
+
+def _memory(t: Tensor) -> int:
+    return t.untyped_storage().data_ptr() if t.layout == torch.strided else id(t)
 
 
 class _Subnet(_Graph):
