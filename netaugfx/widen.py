@@ -27,6 +27,9 @@ from .trace import Remembered, Traced, trace
 from .verify import culprits
 from .verify import verify as check
 
+WRAPPERS = {"OptimizedModule": "_orig_mod"}  # class -> the attribute that is what it wraps
+WRAPPERS |= dict.fromkeys(("DataParallel", "DistributedDataParallel"), "module")
+
 
 def plan(
     model: nn.Module,
@@ -172,7 +175,7 @@ def _inferred(
             raise
         try:
             calls = calls_of(model, example)
-        except RuntimeError:  # it cannot be copied either
+        except Exception:  # it cannot be copied, or run, either
             raise error from None
         plans = dict(_children(model, "", calls, keep, pins))
         if not any(made.widths for made in plans.values()):
@@ -264,6 +267,11 @@ def _example(model: nn.Module, example_inputs: Any) -> Example:
     if isinstance(model, WideModel):
         raise PlanError(
             "The model is wide already; give the user's own model, or extract_base(it)."
+        )
+    inside = WRAPPERS.get(type(model).__name__)
+    if inside is not None and isinstance(getattr(model, inside, None), nn.Module):
+        raise PlanError(
+            f"{type(model).__name__} wraps the model; widen the model itself (.{inside}) first, and wrap what comes."
         )
     return on_meta(arguments(_default(model) if example_inputs is None else example_inputs))
 

@@ -1490,7 +1490,6 @@ CORE = (
     Case("unknown in the middle", UnknownInTheMiddle, other=11),
 )
 WIDE = (
-    Case("hooked", Hooked, other=11, core=False),
     Case("shuffle unit", ShuffleUnit, other=11, core=False),
     Case("ghost module", GhostModule, other=11, core=False),
     Case("concat then norm", ConcatThenNorm, other=11, core=False),

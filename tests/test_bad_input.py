@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -191,3 +192,12 @@ def test_a_base_that_loads_in_a_way_of_its_own() -> None:
     other = {name: t + 1 for name, t in model.state_dict().items()}
     wide.load_base(other)
     assert all(torch.equal(wide.base.state_dict()[name], t) for name, t in other.items())
+
+
+# --------------------------------------------------------------------------------------------------------- wrappers
+@pytest.mark.parametrize("wrap", [nn.DataParallel, partial(torch.compile, backend="eager")])
+def test_a_wrapped_model_is_refused(wrap: Any) -> None:
+    with pytest.raises(PlanError, match=r"wraps the model; widen the model itself \(\.\w+\) first"):
+        netaugfx.plan(
+            wrap(nn.Sequential(nn.Conv2d(3, 4, 1))), example_inputs=torch.zeros(2, 3, 4, 4)
+        )

@@ -885,3 +885,33 @@ def test_a_tensor_that_is_given_as_a_number_reads_data(call):
     with pytest.raises(TraceError, match="meta tensors"):
         trace(Scaled(), (image(),))
     assert trace(nn.Sequential(Scaled()), (image(),)).opaque["0"]
+
+
+def wide_pair() -> netaugfx.WideModel:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    return netaugfx.widen(model, example_inputs=torch.zeros(2, 3, 4, 4), verify=False)
+
+
+def test_a_subnet_may_be_traced_under_activation_checkpointing():
+    wide, x = wide_pair(), torch.randn(2, 3, 4, 4)
+    subnet = wide.at(wide.max_config)
+    checkpoint(subnet, x, use_reentrant=False).sum().backward()  # its first pass, which traces
+    found = [p.grad.clone() for p in wide.parameters()]
+    wide.zero_grad()
+    subnet(x).sum().backward()
+    assert all(torch.equal(g, p.grad) for g, p in zip(found, wide.parameters(), strict=True))
+
+
+def test_a_subnet_may_be_traced_inside_transforms_of_functions():
+    wide, x = wide_pair(), torch.randn(2, 3, 4, 4)
+    subnet = wide.at(wide.max_config)
+
+    def loss(parameters, image):
+        with subnet:
+            return torch.func.functional_call(wide, parameters, (image[None],)).sum()
+
+    parameters = {name: p.detach() for name, p in wide.named_parameters()}
+    found = torch.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+    subnet(x).sum().backward()
+    for name, p in wide.named_parameters():
+        torch.testing.assert_close(found[name].sum(0), p.grad)

@@ -293,6 +293,9 @@ class Solver:
             if op.module is not None:
                 mine = [n for n, _ in op.module.named_parameters(recurse=False)]
                 extra = [t for n in mine if (t := op.parameter(n)) is not None]
+                if any(True for _ in op.module.parameters()):
+                    cls = type(op.module)
+                    self.opaque[str(node.target)] = f"{cls.__module__}.{cls.__qualname__} {why}"
             self._pin([*op.tensors, *extra], f"{op.where} {why}")
             return _plain(value), {}
         typing.mixing.setdefault(node, []).extend(op.mixing)
@@ -403,6 +406,11 @@ def _plain(value: Any) -> Any:
 def _check(axes: Any, value: Any) -> None:
     if not isinstance(value, Tensor):
         return
+    if not isinstance(axes, tuple | list) or not all(isinstance(axis, tuple) for axis in axes):
+        raise ValueError(
+            f"it gave {axes!r} where an axis for each of {value.dim()} dimensions was expected, such as "
+            "op.tensors[0].axes"
+        )
     if tuple(length(axis) for axis in axes) != tuple(value.shape):
         raise ValueError(
             f"it gave lengths {[length(a) for a in axes]} for shape {list(value.shape)}"

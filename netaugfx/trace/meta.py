@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.fx.node import map_aggregate
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.overrides import TorchFunctionMode
@@ -337,6 +338,16 @@ def set_random_states(seed: int) -> None:
     torch.manual_seed(seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed)
+
+
+@contextmanager
+def by_itself() -> Iterator[None]:
+    """Hide what runs inside from what runs around it: transforms of torch.func, and hooks on what backward saves."""
+    none: Any = nullcontext()
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        none = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
+    with temporarily_clear_interpreter_stack(), none:
+        yield
 
 
 @contextmanager

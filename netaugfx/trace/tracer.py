@@ -16,6 +16,7 @@ from ..errors import InputError, NetAugFXError, TraceError
 from .meta import (
     META,
     Remembered,
+    by_itself,
     meta_copy,
     on_meta,
     random_states,
@@ -70,7 +71,7 @@ def trace(
     inputs = Inputs.of(model, args, kwargs)
     leaves = {**_computed_by_hooks(model), **(opaque or {})}
     remembered = remembered or Remembered()
-    with random_states_kept():
+    with random_states_kept(), by_itself():
         while True:
             tracer = _Tracer(model, inputs, is_leaf or is_torch_leaf, leaves, remembered, device)
             try:
