@@ -89,7 +89,7 @@ CASES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: netaugfx.verify(WIDE, {"0": 8}), VerifyError, "configs must be a list"),  # type: ignore[arg-type]
     (lambda: netaugfx.verify(WIDE, seed="x"), ConfigError, "verify: seed must be a whole number"),  # type: ignore[arg-type]
     (lambda: netaugfx.extract_base(None), ExtractError, "None came"),  # type: ignore[arg-type]
-    (lambda: netaugfx.to_networkx(WIDE), PlanError, "or wide.plan; WideModel came"),  # type: ignore[arg-type]
+    (lambda: netaugfx.to_networkx(X), PlanError, "to_networkx expects .* widen.. returned; Tensor came"),  # type: ignore[arg-type]
     *((lambda seed=seed: netaugfx.widen(network(), example_inputs=X, seed=seed), ConfigError,
        "widen: seed must be a whole number of at most 64 bits") for seed in ("x", None, 1.5, True, 2**70)),
     (lambda: netaugfx.widen(network(), example_inputs=X, plan=5), PlanError, "what netaugfx.plan returned; 5"),  # type: ignore[arg-type]
@@ -201,3 +201,10 @@ def test_a_wrapped_model_is_refused(wrap: Any) -> None:
         netaugfx.plan(
             wrap(nn.Sequential(nn.Conv2d(3, 4, 1))), example_inputs=torch.zeros(2, 3, 4, 4)
         )
+
+
+def test_what_a_subnet_does_not_have_and_what_to_use_instead() -> None:
+    with pytest.raises(AttributeError, match=r"A subnet has no 'eval'.*Use wide\.eval"):
+        WIDE.at(WIDE.max_config).eval()
+    with pytest.raises(InputError, match=r"leave them out: \[images for images, _ in loader\]"):
+        WIDE.recalibrate(WIDE.max_config, [(X, torch.zeros(2))])
