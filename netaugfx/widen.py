@@ -16,14 +16,14 @@ from torch.utils._pytree import tree_leaves
 from .axes import size
 from .checks import seed_of
 from .copies import deep_copy
-from .errors import NetAugFXError, PinnedError, PlanError, TraceError, VerifyError
+from .errors import InputError, NetAugFXError, PinnedError, PlanError, TraceError, VerifyError
 from .infer import OUTPUT, infer
 from .model import WideModel, arguments
 from .parts import Example, WideParts, calls_of, join, on_meta, part_of
 from .plan import Amount, Plan, with_choices
 from .rules import is_leaf, resize
 from .storage import Rooms, create, form, initial, own_seed
-from .trace import Remembered, Traced, trace
+from .trace import Inputs, Remembered, Traced, trace
 from .verify import culprits
 from .verify import verify as check
 
@@ -273,7 +273,18 @@ def _example(model: nn.Module, example_inputs: Any) -> Example:
         raise PlanError(
             f"{type(model).__name__} wraps the model; widen the model itself (.{inside}) first, and wrap what comes."
         )
-    return on_meta(arguments(_default(model) if example_inputs is None else example_inputs))
+    example = arguments(_default(model) if example_inputs is None else example_inputs)
+    try:
+        Inputs.of(model, *example)
+    except InputError as error:
+        if not isinstance(example_inputs, Mapping | list | tuple):
+            raise
+        kind = "keyword" if isinstance(example_inputs, Mapping) else "positional"
+        raise InputError(
+            f"{error} A {type(example_inputs).__name__} as example_inputs is the forward's {kind} arguments; one that "
+            "is itself an argument goes into a tuple, example_inputs=(batch,)."
+        ) from None
+    return on_meta(example)
 
 
 def _traces(model: nn.Module, example: Example) -> tuple[list[Traced], Example]:

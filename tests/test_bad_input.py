@@ -208,3 +208,28 @@ def test_what_a_subnet_does_not_have_and_what_to_use_instead() -> None:
         WIDE.at(WIDE.max_config).eval()
     with pytest.raises(InputError, match=r"leave them out: \[images for images, _ in loader\]"):
         WIDE.recalibrate(WIDE.max_config, [(X, torch.zeros(2))])
+
+
+class OfBatches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = network()
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.layers(batch["image"])
+
+
+def test_a_dict_that_the_forward_takes_goes_into_a_tuple() -> None:
+    x = torch.zeros(2, 3, 8, 8)
+    with pytest.raises(
+        InputError, match=r"forward's keyword arguments; .* example_inputs=\(batch,\)"
+    ):
+        netaugfx.plan(OfBatches(), example_inputs={"image": x})
+    assert netaugfx.plan(OfBatches(), example_inputs=({"image": x},)).widths
+
+
+def test_an_input_that_torchs_own_module_refuses_has_the_line_that_called_it() -> None:
+    with pytest.raises(
+        InputError, match=r"OfBatches does not accept .* \(test_bad_input\.py:\d+\)"
+    ):
+        netaugfx.plan(OfBatches(), example_inputs=({"image": torch.zeros(2, 5, 8, 8)},))

@@ -28,7 +28,7 @@ from .meta import (
     to_real,
 )
 from .patches import watched
-from .proxy import Recorder, Untraceable, origin_of, source_of
+from .proxy import UNKNOWN, Recorder, Untraceable, origin_of, source_of
 from .traced import Inputs, Traced
 
 
@@ -220,7 +220,10 @@ class _Tracer(Recorder):
         """Why a forward failed; raises InputError where it fails without tracing as well."""
         if isinstance(error, Untraceable):
             return error.reason
-        source, name = source_of(error.__traceback__), type(self.model).__name__
+        source = source_of(error.__traceback__)
+        if source == UNKNOWN:  # a module of torch's own failed, called from here
+            source = self.source()
+        name = type(self.model).__name__
         text = str(error).strip().partition("\n")[0] or type(error).__name__
         if not _about_meta(error):
             self.plain_error = self.plain_error or self.run_plain()
