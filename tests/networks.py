@@ -989,7 +989,7 @@ class PoolingUndone(nn.Module):
 
 
 class OldWeightNorm(nn.Module):
-    """The old-style weight norm, which cannot be deep-copied once it has run."""
+    """The old-style weight norm, which copy.deepcopy does not take once it has run."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import spectral_norm
 
 import netaugfx
@@ -180,3 +182,31 @@ def test_a_layer_with_a_state_of_its_own_leaves_the_others_free(mode: bool) -> N
     assert all(torch.equal(t, before[name]) for name, t in wide.state_dict().items())
     state = "1.parametrizations.weight.0._u"
     assert torch.equal(subnet.state_dict()[state], before[state])
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+@pytest.mark.parametrize(
+    "hook",
+    [
+        partial(prune.l1_unstructured, name="weight", amount=0.5),
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+    ],
+    ids=["prune", "weight norm", "spectral norm"],
+)
+def test_a_layer_whose_weight_a_hook_computes_leaves_the_others_free(
+    hook: Callable[..., nn.Module],
+) -> None:
+    kept = nn.Conv2d(8, 8, 1)
+    hook(kept)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), kept, nn.Conv2d(8, 6, 1), nn.Conv2d(6, 2, 1))
+    model(X)  # the hook leaves a computed tensor
+    wide = netaugfx.widen(model, example_inputs=X)
+    assert set(wide.widths) == {"2"}
+    assert "has its weight computed by a hook" in wide.plan.opaque["1"]
+    (wide(X + 1).sum() + wide.at(wide.max_config)(X + 1).sum()).backward()
+    assert all(p.grad is not None for p in wide.parameters())
+    subnet, base = netaugfx.extract(wide.eval(), wide.max_config), netaugfx.extract_base(wide)
+    assert torch.equal(subnet(X + 1), wide.at(wide.max_config)(X + 1))
+    assert torch.equal(base(X + 1), wide(X + 1))
+    assert list(base.state_dict()) == list(model.state_dict())

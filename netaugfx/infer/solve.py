@@ -393,7 +393,10 @@ def _altering(module: nn.Module) -> str:
         )
     if names:
         return f"computes its weight from other Parameters ({', '.join(names)})"
-    return "computes its weight from other Parameters"
+    return (
+        "has its weight computed by a hook, as torch.nn.utils.weight_norm and prune do "
+        "(torch.nn.utils.parametrizations.weight_norm can grow, and so can a pruned layer after prune.remove)"
+    )
 
 
 def _plain(value: Any) -> Any:

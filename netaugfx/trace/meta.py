@@ -60,13 +60,6 @@ def meta_copy(model: nn.Module) -> nn.Module:
                     f"Cannot copy module '{path}' ({type(module).__name__}): it is lazy and its "
                     f"'{name}' has no shape yet. Run the model once first."
                 )
-            if tensor is not None and tensor.grad_fn is not None and _computing(module):
-                raise TraceError(
-                    f"Cannot copy module '{path}' ({type(module).__name__}): its '{name}' is a "
-                    "computed tensor, as old-style torch.nn.utils.weight_norm leaves it, and such "
-                    "a model cannot be deep-copied. Use "
-                    "torch.nn.utils.parametrizations.weight_norm instead."
-                )
             if tensor is not None and id(tensor) not in memo:
                 memo[id(tensor)] = to_meta(tensor)
     try:
@@ -100,12 +93,6 @@ def real_copy(module: nn.Module, device: torch.device) -> nn.Module:
         for tensor in [*module.parameters(), *module.buffers()]:
             nn.init.ones_(tensor)
     return module
-
-
-def _computing(module: nn.Module) -> bool:
-    """Whether an old-style hook of torch.nn.utils computes a weight of the module."""
-    hooks = module._forward_pre_hooks.values()
-    return any(type(hook).__module__.startswith("torch.nn.utils.") for hook in hooks)
 
 
 def _hookless(model: nn.Module) -> dict[int, Any]:
