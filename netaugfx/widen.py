@@ -128,7 +128,7 @@ def widen(
             reasons = sorted({*made.pinned.values(), *made.opaque.values()})
             raise PlanError(
                 f"Nothing can grow in {type(model).__name__}: "
-                + ("; ".join(reasons[:5]) or "it has no layers")
+                + ("; ".join(reasons[:5]) or "it has no layers that have rules")
                 + "."
             )
         build = _allocate_parts if made.parts else _allocate
@@ -362,8 +362,10 @@ def _allocate(model: nn.Module, made: Plan, example: Example, seed: int) -> Wide
         t = tensors[name]
         if path not in fresh:
             fresh[path] = _reset(base.get_submodule(path), path, made, seed)
-        full = initial(whole, t, made, seed, fresh[path])
-        for axis, block in create(whole, t, full, made).items():
+        with torch.device("cpu"):  # where blocks begin, whatever the default is
+            full = initial(whole, t, made, seed, fresh[path])
+            blocks = create(whole, t, full, made)
+        for axis, block in blocks.items():
             room = rooms.room(path)
             if isinstance(t, nn.Parameter):
                 room.register_parameter(f"{leaf}_axis{axis}", nn.Parameter(block, t.requires_grad))
@@ -391,7 +393,7 @@ def _reset(module: nn.Module, path: str, made: Plan, seed: int) -> dict[str, Ten
         memo[id(t)] = nn.Parameter(empty) if isinstance(t, nn.Parameter) else empty
     largest: Any = deep_copy(module, memo)
     resize(largest)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(own_seed(path, seed))
         try:
             largest.reset_parameters()

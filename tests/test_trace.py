@@ -7,6 +7,7 @@ import random
 import warnings
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -916,3 +917,15 @@ def test_a_subnet_may_be_traced_inside_transforms_of_functions():
     subnet(x).sum().backward()
     for name, p in wide.named_parameters():
         torch.testing.assert_close(found[name].sum(0), p.grad)
+
+
+def test_traces_in_several_threads_wait_for_each_other():
+    wide, x = wide_pair(), torch.randn(2, 3, 4, 4)
+    call = nn.Module.__call__
+    expected = copy.deepcopy(wide).at(wide.max_config)(x)
+    for _ in range(3):
+        fresh = copy.deepcopy(wide)
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(fresh.at(wide.max_config), [x] * 4))
+        assert all(torch.equal(y, expected) for y in found)
+        assert nn.Module.__call__ is call

@@ -210,3 +210,16 @@ def test_a_layer_whose_weight_a_hook_computes_leaves_the_others_free(
     assert torch.equal(subnet(X + 1), wide.at(wide.max_config)(X + 1))
     assert torch.equal(base(X + 1), wide(X + 1))
     assert list(base.state_dict()) == list(model.state_dict())
+
+
+def test_where_new_tensors_lie_by_default_does_not_matter() -> None:
+    model, x = hooked("forward_hook", "0", lambda *_: None), torch.randn(2, 3, 8, 8)
+    expected = netaugfx.widen(model, example_inputs=x).eval()
+    with torch.device("meta"):  # as torch.set_default_device("cuda") would have it
+        wide = netaugfx.widen(model, example_inputs=x).eval()
+        wide.recalibrate(wide.max_config, [x])
+        wide.uncalibrate(wide.max_config)
+        wide.permute({"0": list(range(wide.max_config["0"]))})
+        found = wide.at(wide.max_config)(x)
+        assert netaugfx.verify(wide)
+    assert torch.equal(found, expected.at(expected.max_config)(x))

@@ -122,7 +122,7 @@ def to_real(tensor: Tensor, generator: torch.Generator, device: torch.device) ->
     """Random data (zeros where not floating) of a meta tensor's shape and dtype."""
     if not tensor.dtype.is_floating_point:
         return torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
-    drawn = torch.randn(tensor.shape, generator=generator).to(device, tensor.dtype)
+    drawn = torch.randn(tensor.shape, generator=generator, device="cpu").to(device, tensor.dtype)
     return drawn.requires_grad_(tensor.requires_grad)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -30,6 +31,8 @@ from .meta import (
 from .patches import watched
 from .proxy import UNKNOWN, Recorder, Untraceable, origin_of, source_of
 from .traced import Inputs, Traced
+
+_one_at_a_time = threading.RLock()  # what a trace replaces is everybody's
 
 
 def is_torch_leaf(module: nn.Module, path: str) -> bool:
@@ -71,7 +74,7 @@ def trace(
     inputs = Inputs.of(model, args, kwargs)
     leaves = {**_computed_by_hooks(model), **(opaque or {})}
     remembered = remembered or Remembered()
-    with random_states_kept(), by_itself():
+    with _one_at_a_time, random_states_kept(), by_itself():
         while True:
             tracer = _Tracer(model, inputs, is_leaf or is_torch_leaf, leaves, remembered, device)
             try:

@@ -184,7 +184,8 @@ class _Judge:
             if not t.is_floating_point():
                 known = t.device.type != "meta" and list(t.shape) == shape
                 return t.to(device) if known else torch.zeros(shape, dtype=t.dtype, device=device)
-            return torch.randn(shape, generator=self.generator, dtype=dtype).to(device)
+            made = torch.randn(shape, generator=self.generator, dtype=dtype, device="cpu")
+            return made.to(device)
 
         # a smaller image where the model takes one: the laws do not depend on it
         for sides in (SIDES, {}):
@@ -362,7 +363,9 @@ class _Judge:
             found = _output_tensors(run(*self.args, **self.kwargs))
             generator = torch.Generator().manual_seed(1)
             weights = [
-                torch.randn(t.shape, generator=generator, dtype=self.dtype).to(t.device)
+                torch.randn(t.shape, generator=generator, dtype=self.dtype, device="cpu").to(
+                    t.device
+                )
                 for t in found
             ]
             terms = [(t * w).sum() for t, w in zip(found, weights, strict=True) if t.requires_grad]
