@@ -325,7 +325,7 @@ class _Judge:
         wide.statistics.clear()  # a recalibrated subnet normalises base channels otherwise
         wide._bound.clear()
         base = deep_copy(wide.base)  # its graph may update its buffers
-        with torch.no_grad():
+        with torch.no_grad(), self.modes() as programs:
             for name, summed in plan.contracted.items():
                 path, _, leaf = name.rpartition(".")
                 for axis in summed:
@@ -334,9 +334,8 @@ class _Judge:
                     if block is not None:
                         block.zero_()
             drop_hooks(base, self.programs[0])
-            for program in self.programs:
+            for program in programs:
                 _set_flags(base, program)
-                _set_flags(wide.base, program)  # a module that is kept runs as it stands there
                 inputs = Inputs.of(wide.base, self.args, self.kwargs).tensors
                 bound = wide.bound(program, config)
                 node = first_spoilt(program, base, bound, inputs, plan, config, self.tolerance)
