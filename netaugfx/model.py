@@ -80,6 +80,44 @@ class WideModel(nn.Module):
         self.__dict__["_modules"] = {**base._modules, self.room: rooms}
         self._forget()
 
+    # ---------------------------------------------------------------------------- children: the base's, and the rooms
+
+    @property
+    def _modules(self) -> dict[str, nn.Module | None]:
+        """The base's children as they are now, and the blocks: what stands in a child's place may change."""
+        own: dict[str, nn.Module | None] = self.__dict__["_modules"]
+        base = self.__dict__.get("base")
+        if base is None or own is base._modules:
+            return own
+        now = {**base._modules, self.room: self.rooms}
+        if len(own) != len(now) or any(own.get(name) is not m for name, m in now.items()):
+            own.clear()
+            own.update(now)
+        return own
+
+    @_modules.setter
+    def _modules(self, modules: dict[str, nn.Module | None]) -> None:
+        self.__dict__["_modules"] = modules
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        base = self.__dict__.get("base")
+        child = isinstance(value, nn.Module) or (base is not None and name in base._modules)
+        if base is not None and child and name != self.room:
+            setattr(base, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in self.base._modules:
+            delattr(self.base, name)
+        else:
+            super().__delattr__(name)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Add a child to the base."""
+        if name != self.room:
+            self.base.add_module(name, module)
+
     # ------------------------------------------------------------------------------------------- at rest
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -90,6 +128,8 @@ class WideModel(nn.Module):
         return self._run_active(args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
+        if "base" in self.__dict__:
+            _ = self._modules  # as they are now
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -391,7 +431,15 @@ class WideModel(nn.Module):
         try:
             runs: dict[int, BatchStatistics] = {}
             for batch in batches:
-                program, inputs = self.program(*arguments(batch))
+                try:
+                    program, inputs = self.program(*arguments(batch))
+                except InputError as error:
+                    if not isinstance(batch, tuple | list):
+                        raise
+                    raise InputError(
+                        f"recalibrate: a batch is a forward's positional arguments, {len(batch)} here: {error} "
+                        "Where a loader gives labels too, leave them out: [images for images, _ in loader]."
+                    ) from None
                 if id(program) not in runs:
                     runs[id(program)] = BatchStatistics(program)
                 runs[id(program)].add(Bound(program, self._sources, config), inputs.tensors)
@@ -520,6 +568,14 @@ class Subnet:
 
     def __repr__(self) -> str:
         return f"Subnet({self.config})"
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        raise AttributeError(
+            f"A subnet has no {name!r}: it is a call that shares the weights and the mode of `wide`. "
+            f"Use wide.{name}, which is the base's, or netaugfx.extract(wide, config) for a module of its own."
+        )
 
 
 def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -268,7 +268,7 @@ def calls_of(model: nn.Module, example: Example) -> dict[str, Example]:
             return t.to(p.device)
         if not t.is_floating_point():
             return torch.zeros(t.shape, dtype=t.dtype, device=p.device)
-        return torch.rand(t.shape, generator=generator).to(p.device, t.dtype)
+        return torch.rand(t.shape, generator=generator, device="cpu").to(p.device, t.dtype)
 
     args, kwargs = tree_map(filled, example)
     seen: dict[str, Example] = {}

@@ -35,15 +35,21 @@ class Between(nn.Module):
         super().__init__()
         self.channel, self.out_channel = channel, out_channel
         self.before = nn.ModuleList(nn.Linear(2, x.shape[channel]) for x in examples)
-        self.operator = operator
+        # torch.library's operators cannot be copied, a function of them can
+        self.operator = operator if isinstance(operator, nn.Module) else lambda *x: operator(*x)
         with torch.no_grad():
             result = operator(*examples)
+        if not isinstance(result, Tensor):
+            raise RuleError(
+                f"check_rule: the operator gave {type(result).__name__}, and one tensor was expected; pick one, as in "
+                "lambda x: torch.max(x, 2).values."
+            )
         self.after = nn.Linear(result.shape[out_channel], 2)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Tensors with 2 channels -> a tensor with 2 channels."""
         grown = [
-            layer(x.transpose(self.channel, -1)).transpose(self.channel, -1)
+            layer(x.transpose(self.channel, -1)).transpose(self.channel, -1).contiguous()
             for layer, x in zip(self.before, inputs, strict=True)
         ]
         result: Tensor = self.after(self.operator(*grown).transpose(self.out_channel, -1))
@@ -69,7 +75,8 @@ def check_rule(
         let grow; and the report, true if laws 2, 3 and 4 hold with every width grown by another amount.
 
     Raises:
-        RuleError: Nothing can grow around the operator: it has no rule, or its rule pins everything.
+        RuleError: Nothing can grow around the operator: it has no rule, or its rule pins everything. No examples, or
+            no single tensor as the result.
 
     Example:
         >>> import torch
@@ -78,6 +85,13 @@ def check_rule(
         >>> [width.name for width in plan.widths], bool(report)
         (['before.0'], True)
     """
+    for x in examples or ("nothing",):
+        if not isinstance(x, Tensor) or not -x.dim() <= channel < x.dim():
+            came = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else repr(x)
+            raise RuleError(
+                f"check_rule: examples must be tensors, at least one, each with an axis {channel} of channels; {came} "
+                "came."
+            )
     network: Any = Between(
         operator, examples, channel, channel if out_channel is None else out_channel
     )

@@ -16,16 +16,19 @@ from torch.utils._pytree import tree_leaves
 from .axes import size
 from .checks import seed_of
 from .copies import deep_copy
-from .errors import NetAugFXError, PinnedError, PlanError, TraceError, VerifyError
+from .errors import InputError, NetAugFXError, PinnedError, PlanError, TraceError, VerifyError
 from .infer import OUTPUT, infer
 from .model import WideModel, arguments
 from .parts import Example, WideParts, calls_of, join, on_meta, part_of
 from .plan import Amount, Plan, with_choices
 from .rules import is_leaf, resize
 from .storage import Rooms, create, form, initial, own_seed
-from .trace import Remembered, Traced, in_mode, trace
+from .trace import Inputs, Remembered, Traced, in_mode, trace
 from .verify import culprits
 from .verify import verify as check
+
+WRAPPERS = {"OptimizedModule": "_orig_mod"}  # class -> the attribute that is what it wraps
+WRAPPERS |= dict.fromkeys(("DataParallel", "DistributedDataParallel"), "module")
 
 
 def plan(
@@ -125,7 +128,7 @@ def widen(
             reasons = sorted({*made.pinned.values(), *made.opaque.values()})
             raise PlanError(
                 f"Nothing can grow in {type(model).__name__}: "
-                + ("; ".join(reasons[:5]) or "it has no layers")
+                + ("; ".join(reasons[:5]) or "it has no layers that have rules")
                 + "."
             )
         build = _allocate_parts if made.parts else _allocate
@@ -172,7 +175,7 @@ def _inferred(
             raise
         try:
             calls = calls_of(model, example)
-        except RuntimeError:  # it cannot be copied either
+        except Exception:  # it cannot be copied, or run, either
             raise error from None
         plans = dict(_children(model, "", calls, keep, pins))
         if not any(made.widths for made in plans.values()):
@@ -265,7 +268,23 @@ def _example(model: nn.Module, example_inputs: Any) -> Example:
         raise PlanError(
             "The model is wide already; give the user's own model, or extract_base(it)."
         )
-    return on_meta(arguments(_default(model) if example_inputs is None else example_inputs))
+    inside = WRAPPERS.get(type(model).__name__)
+    if inside is not None and isinstance(getattr(model, inside, None), nn.Module):
+        raise PlanError(
+            f"{type(model).__name__} wraps the model; widen the model itself (.{inside}) first, and wrap what comes."
+        )
+    example = arguments(_default(model) if example_inputs is None else example_inputs)
+    try:
+        Inputs.of(model, *example)
+    except InputError as error:
+        if not isinstance(example_inputs, Mapping | list | tuple):
+            raise
+        kind = "keyword" if isinstance(example_inputs, Mapping) else "positional"
+        raise InputError(
+            f"{error} A {type(example_inputs).__name__} as example_inputs is the forward's {kind} arguments; one that "
+            "is itself an argument goes into a tuple, example_inputs=(batch,)."
+        ) from None
+    return on_meta(example)
 
 
 def _traces(model: nn.Module, example: Example) -> tuple[list[Traced], Example]:
@@ -343,8 +362,10 @@ def _allocate(model: nn.Module, made: Plan, example: Example, seed: int) -> Wide
         t = tensors[name]
         if path not in fresh:
             fresh[path] = _reset(base.get_submodule(path), path, made, seed)
-        full = initial(whole, t, made, seed, fresh[path])
-        for axis, block in create(whole, t, full, made).items():
+        with torch.device("cpu"):  # where blocks begin, whatever the default is
+            full = initial(whole, t, made, seed, fresh[path])
+            blocks = create(whole, t, full, made)
+        for axis, block in blocks.items():
             room = rooms.room(path)
             if isinstance(t, nn.Parameter):
                 room.register_parameter(f"{leaf}_axis{axis}", nn.Parameter(block, t.requires_grad))
@@ -372,7 +393,7 @@ def _reset(module: nn.Module, path: str, made: Plan, seed: int) -> dict[str, Ten
         memo[id(t)] = nn.Parameter(empty) if isinstance(t, nn.Parameter) else empty
     largest: Any = deep_copy(module, memo)
     resize(largest)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(own_seed(path, seed))
         try:
             largest.reset_parameters()

@@ -989,7 +989,7 @@ class PoolingUndone(nn.Module):
 
 
 class OldWeightNorm(nn.Module):
-    """The old-style weight norm, which cannot be deep-copied once it has run."""
+    """The old-style weight norm, which copy.deepcopy does not take once it has run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -1490,7 +1490,6 @@ CORE = (
     Case("unknown in the middle", UnknownInTheMiddle, other=11),
 )
 WIDE = (
-    Case("hooked", Hooked, other=11, core=False),
     Case("shuffle unit", ShuffleUnit, other=11, core=False),
     Case("ghost module", GhostModule, other=11, core=False),
     Case("concat then norm", ConcatThenNorm, other=11, core=False),

@@ -394,3 +394,52 @@ def test_a_subnet_writes_to_no_tensor_of_the_base() -> None:
         wide.at(config)(X)
         assert (wide.base.total.item(), wide.base.other.item()) == (n, 2 * n)
     same_as_extracted(wide)
+
+
+class Headed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        self.head = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+    def reset(self, classes: int) -> None:
+        self.head = nn.Conv2d(4, classes, 1)
+
+
+@pytest.mark.parametrize("way", ["wide.head =", "wide.base.head =", "a method", "add_module"])
+def test_a_layer_in_anothers_place_is_the_bases_and_the_wide_models(way: str) -> None:
+    x = torch.randn(2, 3, 8, 8)
+    wide = netaugfx.widen(Headed(), example_inputs=x)
+    names, new = list(wide.state_dict()), nn.Conv2d(4, 2, 1)
+    if way == "wide.head =":
+        wide.head = new
+    elif way == "wide.base.head =":
+        wide.base.head = new
+    elif way == "add_module":
+        wide.add_module("head", new)
+    else:
+        wide.reset(2)
+        new = wide.base.head
+    assert wide.head is new is wide.base.head
+    assert any(p is new.weight for p in wide.parameters())
+    assert list(wide.state_dict()) == names
+    assert torch.equal(netaugfx.extract_base(wide).head.weight, new.weight)
+    assert netaugfx.verify(wide)
+    assert copy.deepcopy(wide).double()(x.double()).dtype == torch.float64
+    wide.reset(5)
+    assert wide(x).shape[1] == 5
+    assert dict(wide.named_parameters())["head.weight"].shape[0] == 5
+    with pytest.raises(netaugfx.GuardError, match="a module has taken another's place"):
+        wide.at(wide.max_config)(x)
+
+
+def test_children_come_and_go_in_base_and_wide_model_alike() -> None:
+    wide = netaugfx.widen(Headed(), example_inputs=torch.zeros(2, 3, 8, 8))
+    wide.aux = nn.Linear(1, 1)
+    assert "aux.weight" in wide.base.state_dict()
+    del wide.aux
+    assert not hasattr(wide, "aux")
+    assert set(dict(wide.named_children())) == {"body", "head", "augmented"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -88,7 +89,7 @@ CASES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: netaugfx.verify(WIDE, {"0": 8}), VerifyError, "configs must be a list"),  # type: ignore[arg-type]
     (lambda: netaugfx.verify(WIDE, seed="x"), ConfigError, "verify: seed must be a whole number"),  # type: ignore[arg-type]
     (lambda: netaugfx.extract_base(None), ExtractError, "None came"),  # type: ignore[arg-type]
-    (lambda: netaugfx.to_networkx(WIDE), PlanError, "or wide.plan; WideModel came"),  # type: ignore[arg-type]
+    (lambda: netaugfx.to_networkx(X), PlanError, "to_networkx expects .* widen.. returned; Tensor came"),  # type: ignore[arg-type]
     *((lambda seed=seed: netaugfx.widen(network(), example_inputs=X, seed=seed), ConfigError,
        "widen: seed must be a whole number of at most 64 bits") for seed in ("x", None, 1.5, True, 2**70)),
     (lambda: netaugfx.widen(network(), example_inputs=X, plan=5), PlanError, "what netaugfx.plan returned; 5"),  # type: ignore[arg-type]
@@ -191,3 +192,44 @@ def test_a_base_that_loads_in_a_way_of_its_own() -> None:
     other = {name: t + 1 for name, t in model.state_dict().items()}
     wide.load_base(other)
     assert all(torch.equal(wide.base.state_dict()[name], t) for name, t in other.items())
+
+
+# --------------------------------------------------------------------------------------------------------- wrappers
+@pytest.mark.parametrize("wrap", [nn.DataParallel, partial(torch.compile, backend="eager")])
+def test_a_wrapped_model_is_refused(wrap: Any) -> None:
+    with pytest.raises(PlanError, match=r"wraps the model; widen the model itself \(\.\w+\) first"):
+        netaugfx.plan(
+            wrap(nn.Sequential(nn.Conv2d(3, 4, 1))), example_inputs=torch.zeros(2, 3, 4, 4)
+        )
+
+
+def test_what_a_subnet_does_not_have_and_what_to_use_instead() -> None:
+    with pytest.raises(AttributeError, match=r"A subnet has no 'eval'.*Use wide\.eval"):
+        WIDE.at(WIDE.max_config).eval()
+    with pytest.raises(InputError, match=r"leave them out: \[images for images, _ in loader\]"):
+        WIDE.recalibrate(WIDE.max_config, [(X, torch.zeros(2))])
+
+
+class OfBatches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = network()
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.layers(batch["image"])
+
+
+def test_a_dict_that_the_forward_takes_goes_into_a_tuple() -> None:
+    x = torch.zeros(2, 3, 8, 8)
+    with pytest.raises(
+        InputError, match=r"forward's keyword arguments; .* example_inputs=\(batch,\)"
+    ):
+        netaugfx.plan(OfBatches(), example_inputs={"image": x})
+    assert netaugfx.plan(OfBatches(), example_inputs=({"image": x},)).widths
+
+
+def test_an_input_that_torchs_own_module_refuses_has_the_line_that_called_it() -> None:
+    with pytest.raises(
+        InputError, match=r"OfBatches does not accept .* \(test_bad_input\.py:\d+\)"
+    ):
+        netaugfx.plan(OfBatches(), example_inputs=({"image": torch.zeros(2, 5, 8, 8)},))

@@ -16,6 +16,7 @@ from torchvision.ops import deform_conv2d
 
 import netaugfx
 from netaugfx.infer import OUTPUT
+from netaugfx.rules import registry
 from netaugfx.testing import check_rule
 
 X, Y, ROW = torch.randn(2, 6, 4, 4), torch.randn(2, 6, 4, 4), torch.randn(2, 6)
@@ -679,6 +680,74 @@ def test_a_rule_that_lies_is_found_out() -> None:
     assert set(report.failures) == {4}
 
 
+@torch.library.custom_op("netaugfx_tests::doubled", mutates_args=())
+def doubled(x: Tensor) -> Tensor:
+    return x * 2
+
+
+doubled.register_fake(torch.empty_like)
+doubled.register_autograd(lambda ctx, gradient: gradient * 2)
+
+
+@pytest.mark.parametrize(
+    "target", [doubled, torch.ops.netaugfx_tests.doubled, torch.ops.netaugfx_tests.doubled.default,
+               "netaugfx_tests::doubled"], ids=repr
+)  # fmt: skip
+def test_a_rule_for_an_operator_of_ones_own(target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_rules", dict(registry._rules))
+    with pytest.raises(netaugfx.RuleError, match=r"doubled.* has no rule"):
+        check_rule(doubled, X)
+    netaugfx.register_rule(target)(lambda op: op.tensors[0].axes)
+    for called in (doubled, torch.ops.netaugfx_tests.doubled):
+        plan, report = check_rule(called, X)
+        assert report
+        assert [w.name for w in plan.widths] == ["before.0"]
+
+
+class Held(nn.Module):
+    """Its view needs memory in order."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(x.shape[0], x.shape[1], -1)
+
+
+def test_check_rule_gives_its_operator_memory_in_order() -> None:
+    assert check_rule(Held(), X)[1]
+
+
+@pytest.mark.parametrize(
+    ("gives", "message"),
+    [
+        (lambda op: None, "it gave None where an axis for each of 4 dimensions was expected"),
+        (lambda op: tuple(op.result.shape), r"it gave \(2, 6, 4, 4\) where an axis"),
+        (lambda op: op.tensors[0].axes[1:], "it gave lengths"),
+    ],
+)
+def test_a_rule_that_gives_no_axes_is_told_so(
+    gives: Callable[[Any], Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_rules", dict(registry._rules))
+    netaugfx.register_rule(torch.special.entr)(gives)
+    with pytest.raises(netaugfx.RuleError, match=message):
+        check_rule(torch.special.entr, X)
+
+
+def test_what_check_rule_refuses() -> None:
+    for operator, examples, channel, message in (
+        (torch.relu, (), 1, "at least one"),
+        (torch.relu, (X,), 7, r"an axis 7 of channels; shape \(2, 6, 4, 4\) came"),
+        (lambda x: torch.max(x, 2), (X,), 1, "gave max, and one tensor was expected"),
+    ):
+        with pytest.raises(netaugfx.RuleError, match=message):
+            check_rule(operator, *examples, channel=channel)
+
+
 def test_what_cannot_be_registered() -> None:
-    with pytest.raises(netaugfx.RuleError, match="register_rule: 3 is no function"):
-        netaugfx.register_rule(3)(lambda op: ())
+    for targets, message in (
+        ((3,), "3 is no function"),
+        ((nn.ReLU(),), "ReLU.* is one module; give its class"),
+        ((assigned,), r"assigned\(\) is a Python function, which is traced through"),
+        ((), "give what the rule describes"),
+    ):
+        with pytest.raises(netaugfx.RuleError, match=f"register_rule: {message}"):
+            netaugfx.register_rule(*targets)(lambda op: ())

@@ -7,6 +7,7 @@ import random
 import warnings
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -673,10 +674,6 @@ def test_python_random_is_left_to_python():
 
 
 def test_models_that_cannot_be_copied():
-    with pytest.warns(FutureWarning):
-        model = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 4, 1)))
-    with pytest.raises(TraceError, match=r"module '0' .*parametrizations.weight_norm"):
-        trace(model, (image(),))
     with pytest.raises(TraceError, match=r"module '0' .*lazy"):
         trace(nn.Sequential(nn.LazyConv2d(4, 1)), (image(),))
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 1)))
@@ -748,10 +745,15 @@ def test_draws_that_a_graph_cannot_hold():
 
 
 def test_old_hooks_that_compute_weights_are_opaque():
-    model = nn.Sequential(nn.utils.spectral_norm(nn.Conv2d(3, 4, 1)), nn.ReLU())
-    traced = trace(model, (image(),))
-    assert list(traced.opaque) == ["0"]
-    assert "SpectralNorm" in traced.opaque["0"]
+    with pytest.warns(FutureWarning):
+        hooked = nn.utils.weight_norm(nn.Conv2d(3, 4, 1))
+    for layer, name in (
+        (nn.utils.spectral_norm(nn.Conv2d(3, 4, 1)), "SpectralNorm"),
+        (hooked, "WeightNorm"),
+    ):
+        traced = trace(nn.Sequential(layer, nn.ReLU()), (image(),))
+        assert list(traced.opaque) == ["0"]
+        assert name in traced.opaque["0"]
 
 
 def test_a_leaf_may_read_data():
@@ -885,3 +887,45 @@ def test_a_tensor_that_is_given_as_a_number_reads_data(call):
     with pytest.raises(TraceError, match="meta tensors"):
         trace(Scaled(), (image(),))
     assert trace(nn.Sequential(Scaled()), (image(),)).opaque["0"]
+
+
+def wide_pair() -> netaugfx.WideModel:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    return netaugfx.widen(model, example_inputs=torch.zeros(2, 3, 4, 4), verify=False)
+
+
+def test_a_subnet_may_be_traced_under_activation_checkpointing():
+    wide, x = wide_pair(), torch.randn(2, 3, 4, 4)
+    subnet = wide.at(wide.max_config)
+    checkpoint(subnet, x, use_reentrant=False).sum().backward()  # its first pass, which traces
+    found = [p.grad.clone() for p in wide.parameters()]
+    wide.zero_grad()
+    subnet(x).sum().backward()
+    assert all(torch.equal(g, p.grad) for g, p in zip(found, wide.parameters(), strict=True))
+
+
+def test_a_subnet_may_be_traced_inside_transforms_of_functions():
+    wide, x = wide_pair(), torch.randn(2, 3, 4, 4)
+    subnet = wide.at(wide.max_config)
+
+    def loss(parameters, image):
+        with subnet:
+            return torch.func.functional_call(wide, parameters, (image[None],)).sum()
+
+    parameters = {name: p.detach() for name, p in wide.named_parameters()}
+    found = torch.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+    subnet(x).sum().backward()
+    for name, p in wide.named_parameters():
+        torch.testing.assert_close(found[name].sum(0), p.grad)
+
+
+def test_traces_in_several_threads_wait_for_each_other():
+    wide, x = wide_pair(), torch.randn(2, 3, 4, 4)
+    call = nn.Module.__call__
+    expected = copy.deepcopy(wide).at(wide.max_config)(x)
+    for _ in range(3):
+        fresh = copy.deepcopy(wide)
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(fresh.at(wide.max_config), [x] * 4))
+        assert all(torch.equal(y, expected) for y in found)
+        assert nn.Module.__call__ is call

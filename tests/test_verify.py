@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import spectral_norm
 
 import netaugfx
 from netaugfx.parts import WideParts
@@ -112,3 +118,108 @@ def test_whole_numbers_among_the_example_keep_their_values() -> None:
     assert "body.0" in wide.widths
     assert netaugfx.verify(wide)
     assert wide.at(wide.max_config)(*inputs).shape == (2, 4, 10)
+
+
+def hooked(hook: str, path: str, run: Callable[..., object]) -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.Conv2d(4, 5, 1), nn.BatchNorm2d(5)))
+    model.append(nn.Conv2d(5, 2, 1))
+    getattr(model.get_submodule(path), f"register_{hook}")(run)
+    return model
+
+
+@pytest.mark.parametrize("path", ["0", "1", ""])
+def test_hooks_that_change_what_passes_are_named(path: str) -> None:
+    for hook, run in (
+        ("forward_hook", lambda module, args, out: out * 2),
+        ("forward_pre_hook", lambda module, args: (args[0] + 0.5,)),
+    ):
+        model = hooked(hook, path, run)
+        with pytest.raises(
+            netaugfx.VerifyError,
+            match=re.escape(f"hooks ({path!r}" if path else "hooks (of the whole"),
+        ):
+            netaugfx.widen(model, example_inputs=X)
+        assert 4 in netaugfx.verify(netaugfx.widen(model, example_inputs=X, verify=False)).failures
+
+
+@pytest.mark.parametrize("path", ["0", "1", ""])
+def test_hooks_that_watch_pin_nothing(path: str) -> None:
+    seen: list[float] = []
+    model = hooked("forward_hook", path, lambda module, args, out: seen.append(out.mean().item()))
+    assert set(netaugfx.widen(model, example_inputs=X).widths) == {"0", "1.0"}
+
+
+class Kept(nn.Module):
+    """It reads data, so it stays as it is; what it computes depends on its mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.mix(x) * (2 if self.training else 1)
+        return y if y.sum() < 1e9 else -y
+
+
+def test_a_module_kept_as_it_is_runs_with_its_hooks_and_in_its_mode() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), Kept(), nn.Conv2d(4, 6, 1), nn.Conv2d(6, 2, 1))
+    model[1].register_forward_hook(lambda module, args, out: out * 3)
+    for mode in (True, False):
+        wide = netaugfx.widen(model.train(mode), example_inputs=X)
+        assert set(wide.widths) == {"2"}
+        subnet = netaugfx.extract(wide, wide.max_config)
+        assert torch.equal(subnet(X + 1), wide.at(wide.max_config)(X + 1))
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_layer_with_a_state_of_its_own_leaves_the_others_free(mode: bool) -> None:
+    layers = [nn.Conv2d(3, 8, 1), spectral_norm(nn.Conv2d(8, 8, 1)), nn.Conv2d(8, 6, 1)]
+    model = nn.Sequential(*layers, nn.Conv2d(6, 2, 1)).train(mode)
+    wide = netaugfx.widen(model, example_inputs=X)
+    assert set(wide.widths) == {"2"}
+    before = {name: t.clone() for name, t in wide.state_dict().items()}
+    subnet = netaugfx.extract(wide, wide.max_config)
+    assert all(torch.equal(t, before[name]) for name, t in wide.state_dict().items())
+    state = "1.parametrizations.weight.0._u"
+    assert torch.equal(subnet.state_dict()[state], before[state])
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+@pytest.mark.parametrize(
+    "hook",
+    [
+        partial(prune.l1_unstructured, name="weight", amount=0.5),
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+    ],
+    ids=["prune", "weight norm", "spectral norm"],
+)
+def test_a_layer_whose_weight_a_hook_computes_leaves_the_others_free(
+    hook: Callable[..., nn.Module],
+) -> None:
+    kept = nn.Conv2d(8, 8, 1)
+    hook(kept)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), kept, nn.Conv2d(8, 6, 1), nn.Conv2d(6, 2, 1))
+    model(X)  # the hook leaves a computed tensor
+    wide = netaugfx.widen(model, example_inputs=X)
+    assert set(wide.widths) == {"2"}
+    assert "has its weight computed by a hook" in wide.plan.opaque["1"]
+    (wide(X + 1).sum() + wide.at(wide.max_config)(X + 1).sum()).backward()
+    assert all(p.grad is not None for p in wide.parameters())
+    subnet, base = netaugfx.extract(wide.eval(), wide.max_config), netaugfx.extract_base(wide)
+    assert torch.equal(subnet(X + 1), wide.at(wide.max_config)(X + 1))
+    assert torch.equal(base(X + 1), wide(X + 1))
+    assert list(base.state_dict()) == list(model.state_dict())
+
+
+def test_where_new_tensors_lie_by_default_does_not_matter() -> None:
+    model, x = hooked("forward_hook", "0", lambda *_: None), torch.randn(2, 3, 8, 8)
+    expected = netaugfx.widen(model, example_inputs=x).eval()
+    with torch.device("meta"):  # as torch.set_default_device("cuda") would have it
+        wide = netaugfx.widen(model, example_inputs=x).eval()
+        wide.recalibrate(wide.max_config, [x])
+        wide.uncalibrate(wide.max_config)
+        wide.permute({"0": list(range(wide.max_config["0"]))})
+        found = wide.at(wide.max_config)(x)
+        assert netaugfx.verify(wide)
+    assert torch.equal(found, expected.at(expected.max_config)(x))

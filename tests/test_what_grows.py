@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -443,3 +444,13 @@ def test_a_rule_for_a_function_with_an_own_backward() -> None:
     finally:
         del registry._rules[Unknown]
     assert [w.name for w in plan.widths] == ["stem"]
+
+
+def test_a_layer_without_a_rule_is_named_where_nothing_reaches_it() -> None:
+    quantised = SimpleNamespace(weight=lambda **_: nn.Identity())
+    model = nn.Sequential(nn.Sequential(torch.ao.nn.qat.Conv2d(3, 4, 1, qconfig=quantised)))
+    plan = netaugfx.plan(model, example_inputs=torch.zeros(2, 3, 4, 4))
+    assert plan.elastic_share == 0
+    assert plan.opaque == {"0.0": "torch.ao.nn.qat.modules.conv.Conv2d has no rule"}
+    with pytest.raises(netaugfx.PlanError, match=r"Nothing can grow .*qat.*Conv2d has no rule"):
+        netaugfx.widen(model, example_inputs=torch.zeros(2, 3, 4, 4))

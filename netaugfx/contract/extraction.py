@@ -20,7 +20,7 @@ from ..model import WideModel
 from ..parts import WideParts, share
 from ..plan import Config, Plan
 from ..programs import same_values
-from ..rewrite import Program, contract, replace_argument
+from ..rewrite import Program, called_as_it_is, contract, replace_argument
 from ..rules import BATCH_NORM, is_leaf, layer_of, resize
 from ..trace import Applied, compute, in_mode, meta_copy, substitute, trace, without_caches
 from .whole import keep_whole
@@ -110,13 +110,7 @@ def extract(wide: WideModel, config: Mapping[str, int]) -> nn.Module:
     programs = both_modes(wide)
     why = next((found for p in programs if (found := _differs(p, wide, config))), None)
     network = without_caches(_resized(wide.base, _values(wide, config), programs[0], config))
-    called = {
-        p for p in programs[0].modules if any(True for _ in wide.base.get_submodule(p).buffers())
-    }
-    for path, m in network.named_modules():
-        if not any(path == p or path.startswith(f"{p}.") for p in called):
-            for room in HOOKS:
-                getattr(m, room).clear()
+    drop_hooks(network, programs[0])
     if why is None:
         return network
     graphs = [contract(p, config, wide.plan) for p in programs]
@@ -140,6 +134,23 @@ def extract(wide: WideModel, config: Mapping[str, int]) -> nn.Module:
         )
     _guard(graphs[chosen], programs[chosen], wide.plan, config)
     return _module(network, programs[chosen], graphs[chosen])
+
+
+def drop_hooks(network: nn.Module, program: Program) -> list[str]:
+    """Take from `network` the hooks that no subnet runs; return the paths of the modules that had some.
+
+    Hooks stay at modules that are called as they are.
+    """
+    kept = {p for p in program.modules if called_as_it_is(network.get_submodule(p))}
+    had = []
+    for path, m in network.named_modules():
+        if any(path == p or path.startswith(f"{p}.") for p in kept):
+            continue
+        if any(getattr(m, room) for room in HOOKS):
+            had.append(path)
+        for room in HOOKS:
+            getattr(m, room).clear()
+    return had
 
 
 def _clash(programs: Sequence[Program]) -> str | None:

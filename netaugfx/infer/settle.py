@@ -162,6 +162,6 @@ def refuse_pins(solver: Solver) -> None:
             why = v.reason or "its channels fall apart otherwise"
             raise GuardError(
                 f"The plan does not fit this graph: width {name!r} cannot grow here, since {why}. The graph "
-                "depends on the inputs or on train and eval flags; plan with example_inputs like these, or "
-                f"keep the layers of {name!r}."
+                "depends on the inputs or on train and eval flags, or a module has taken another's place; plan with "
+                f"example_inputs like these, keep the layers of {name!r}, or change the model first and widen it then."
             )

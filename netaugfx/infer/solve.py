@@ -293,6 +293,9 @@ class Solver:
             if op.module is not None:
                 mine = [n for n, _ in op.module.named_parameters(recurse=False)]
                 extra = [t for n in mine if (t := op.parameter(n)) is not None]
+                if any(True for _ in op.module.parameters()):
+                    cls = type(op.module)
+                    self.opaque[str(node.target)] = f"{cls.__module__}.{cls.__qualname__} {why}"
             self._pin([*op.tensors, *extra], f"{op.where} {why}")
             return _plain(value), {}
         typing.mixing.setdefault(node, []).extend(op.mixing)
@@ -390,7 +393,10 @@ def _altering(module: nn.Module) -> str:
         )
     if names:
         return f"computes its weight from other Parameters ({', '.join(names)})"
-    return "computes its weight from other Parameters"
+    return (
+        "has its weight computed by a hook, as torch.nn.utils.weight_norm and prune do "
+        "(torch.nn.utils.parametrizations.weight_norm can grow, and so can a pruned layer after prune.remove)"
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -403,6 +409,11 @@ def _plain(value: Any) -> Any:
 def _check(axes: Any, value: Any) -> None:
     if not isinstance(value, Tensor):
         return
+    if not isinstance(axes, tuple | list) or not all(isinstance(axis, tuple) for axis in axes):
+        raise ValueError(
+            f"it gave {axes!r} where an axis for each of {value.dim()} dimensions was expected, such as "
+            "op.tensors[0].axes"
+        )
     if tuple(length(axis) for axis in axes) != tuple(value.shape):
         raise ValueError(
             f"it gave lengths {[length(a) for a in axes]} for shape {list(value.shape)}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import networkx as nx
 
 from ..errors import PlanError
@@ -11,11 +13,7 @@ from ..plan import Plan
 
 def describe(wide_or_plan: WideModel | Plan) -> str:
     """Return a table of widths (name, kind, choices, layers), of pins with their reasons, and of opaque modules."""
-    if not isinstance(wide_or_plan, WideModel | Plan):
-        raise PlanError(
-            f"describe expects what plan() or widen() returned; {type(wide_or_plan).__name__} came."
-        )
-    plan = wide_or_plan.plan if isinstance(wide_or_plan, WideModel) else wide_or_plan
+    plan = _plan_of(wide_or_plan, "describe")
     rows = [("width", "kind", "sizes", "layers")]
     rows += [(w.name, w.kind, " ".join(map(str, w.choices)), _few(w.layers)) for w in plan.widths]
     lengths = [max(len(row[i]) for row in rows) for i in range(3)]
@@ -39,12 +37,20 @@ def describe(wide_or_plan: WideModel | Plan) -> str:
     return "\n".join(lines)
 
 
+def _plan_of(given: Any, what: str) -> Plan:
+    if not isinstance(given, WideModel | Plan):
+        raise PlanError(
+            f"{what} expects what plan() or widen() returned; {type(given).__name__} came."
+        )
+    return given.plan if isinstance(given, WideModel) else given
+
+
 def _few(layers: tuple[str, ...], most: int = 4) -> str:
     rest = len(layers) - most
     return ", ".join(layers[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def to_networkx(plan: Plan) -> nx.DiGraph:
+def to_networkx(wide_or_plan: WideModel | Plan) -> nx.DiGraph:
     """Return the data flow between the layers as a directed graph, its nodes in graph order.
 
     Nodes are the names of `plan.flow`: layers, and joins, in which several flows meet. Each has
@@ -55,10 +61,7 @@ def to_networkx(plan: Plan) -> nx.DiGraph:
 
     The graph's own attributes are `widths`, a mapping from name to `Width`, `pinned` and `opaque`.
     """
-    if not isinstance(plan, Plan):
-        raise PlanError(
-            f"to_networkx expects what plan() returned, or wide.plan; {type(plan).__name__} came."
-        )
+    plan = _plan_of(wide_or_plan, "to_networkx")
     graph = nx.DiGraph(
         widths=dict(plan.by_name), pinned=dict(plan.pinned), opaque=dict(plan.opaque)
     )

@@ -4,6 +4,7 @@ from .calibrate import BatchStatistics
 from .program import (
     Bound,
     Program,
+    called_as_it_is,
     contract,
     count,
     nothing,
@@ -15,6 +16,6 @@ from .program import (
 )
 
 __all__ = [
-    "BatchStatistics", "Bound", "Program", "contract", "count", "nothing", "opaque", "replace_argument", "rewrite",
-    "scaled", "tensor",
+    "BatchStatistics", "Bound", "Program", "called_as_it_is", "contract", "count", "nothing", "opaque",
+    "replace_argument", "rewrite", "scaled", "tensor",
 ]  # fmt: skip

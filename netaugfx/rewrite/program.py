@@ -178,6 +178,12 @@ def opaque(bound: Bound, i: int, tensors: Mapping[str, Tensor], *args: Any, **kw
     return torch.func.functional_call(module, {**copies, **tensors}, args, kwargs)
 
 
+def called_as_it_is(module: nn.Module) -> bool:
+    """Return whether a module that a subnet calls is called with its hooks: it has a state that is its own."""
+    state = any(True for t in (module.parameters(), module.buffers()) for _ in t)
+    return state and type(module) not in RECURRENT
+
+
 FIRST = "bound"
 
 

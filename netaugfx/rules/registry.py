@@ -8,12 +8,15 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._library.custom_ops import CustomOpDef
 from torch.nn.utils import parametrizations, parametrize
 
+from ..copies import deep_copy
 from ..errors import RuleError
 from ..trace import Applied
 from .op import Call, Op
@@ -47,6 +50,7 @@ def register_rule(*targets: Any) -> Callable[[Rule], Rule]:
     """Teach an operator: a function, a `torch.Tensor` method, a module class, or the name of what is not imported here.
 
     That is a module class's dotted name, or the name of an operator in `torch.ops` (`"torchvision::deform_conv2d"`).
+    What `torch.library.custom_op` makes is such an operator.
 
     Args:
         targets: What the rule describes; also a `torch.autograd.Function`, which is otherwise read by its own
@@ -57,7 +61,7 @@ def register_rule(*targets: Any) -> Callable[[Rule], Rule]:
         tuple or list of such tuples where the operator returns several tensors.
 
     Raises:
-        RuleError: A target that is none of these.
+        RuleError: A target that is none of these, or a Python function of your own, which is traced through.
 
     Example:
         >>> import torch, netaugfx
@@ -65,10 +69,14 @@ def register_rule(*targets: Any) -> Callable[[Rule], Rule]:
         ... def entr(op):
         ...     return op.tensors[0].axes
     """
+    if not targets:
+        raise RuleError(
+            "register_rule: give what the rule describes, as in @register_rule(torch.special.entr)."
+        )
+    keys = [_key(target) for target in targets]
 
     def register(rule: Rule) -> Rule:
-        for target in targets:
-            _rules[_key(target)] = rule
+        _rules.update(dict.fromkeys(keys, rule))
         return rule
 
     return register
@@ -102,7 +110,7 @@ def rule_of(target: Any) -> Rule | None:
     if isinstance(target, Applied):
         return _rules.get(target.function) or _rules.get(target.function.apply)
     try:
-        return _rules.get(target) or _rules.get(getattr(target, "_qualified_op_name", None))
+        return _rules.get(target) or _rules.get(_op_name(target))
     except TypeError:  # not hashable
         return None
 
@@ -118,8 +126,9 @@ def resize(module: nn.Module) -> None:
     if found is not None:
         tensors: dict[str, Any] = {**module._parameters, **module._buffers}
         if parametrize.is_parametrized(module):
+            asked: Any = deep_copy(module)  # a look at the weight may move a state (spectral_norm)
             with torch.no_grad():
-                tensors |= {name: getattr(module, name) for name in module.parametrizations}  # type: ignore[union-attr]
+                tensors |= {name: getattr(asked, name) for name in asked.parametrizations}
         found(module, {name: t for name, t in tensors.items() if t is not None})
 
 
@@ -154,8 +163,21 @@ def is_leaf(module: nn.Module, path: str) -> bool:
 def _key(target: Any) -> Any:
     if isinstance(target, type) and issubclass(target, nn.Module):
         return target
+    if isinstance(target, nn.Module):
+        raise RuleError(
+            f"register_rule: {type(target).__name__}(...) is one module; give its class, {type(target).__qualname__}."
+        )
     if isinstance(target, str) and ("." in target or "::" in target):
         return target
+    op_name = _op_name(target)
+    if op_name is not None:
+        return op_name
+    if isinstance(target, FunctionType) and not _dispatched(target):
+        raise RuleError(
+            f"register_rule: {target.__name__}() is a Python function, which is traced through, so that a rule for it "
+            "would not be used; register the class of a module that calls it, or make it an operator with "
+            "torch.library.custom_op."
+        )
     name = getattr(target, "__name__", None)
     if name and getattr(torch.Tensor, name, None) is target:
         return ("method", name)
@@ -164,6 +186,21 @@ def _key(target: Any) -> Any:
     raise RuleError(
         f"register_rule: {target!r} is no function, torch.Tensor method, module class or dotted class name."
     )
+
+
+def _dispatched(function: FunctionType) -> bool:
+    """Return whether a Python function lets tensors decide what it does, as torch's own do."""
+    torch_own = function.__module__ == "torch" or function.__module__.startswith("torch.")
+    return torch_own or "handle_torch_function" in function.__code__.co_names
+
+
+def _op_name(target: Any) -> str | None:
+    """Return the name that an operator has in `torch.ops` ("library::name"), whichever of its forms is given."""
+    if isinstance(target, CustomOpDef):
+        target = target._opoverload
+    packet = getattr(target, "_overloadpacket", target)
+    name: str | None = getattr(packet, "_qualified_op_name", None)
+    return name
 
 
 def everywhere(names: Iterable[str]) -> list[Any]:

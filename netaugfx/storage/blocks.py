@@ -126,13 +126,14 @@ def create(form: Form, base: Tensor, full: Tensor, plan: Plan) -> dict[int, Tens
     """
     largest = plan.max_config
     whole = {i: extent(form.axes[i], plan.base_config, largest, largest) for i in form.order}
-    positions = {i: torch.tensor(e.base_positions()) for i, e in whole.items()}
+    positions = {i: torch.tensor(e.base_positions(), device="cpu") for i, e in whole.items()}
     blocks: dict[int, Tensor] = {}
     for k, axis in enumerate(form.order):
         old = set(positions[axis].tolist())
-        new = torch.tensor([p for p in range(full.shape[axis]) if p not in old], dtype=torch.long)
-        if not len(new):
+        found = [p for p in range(full.shape[axis]) if p not in old]
+        if not found:
             continue
+        new = torch.tensor(found, dtype=torch.long, device="cpu")
         block = full.index_select(axis, new.to(full.device))
         for before in form.order[:k]:
             block = block.index_select(before, positions[before].to(full.device))

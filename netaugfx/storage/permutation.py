@@ -161,7 +161,7 @@ def _places(plan: Plan, name: str, orders: Orders) -> dict[int, Tensor]:
                     starts = (at + (outer * len(order) + c) * inner for c in order)
                     places += [start + j for start in starts for j in range(inner)]
             at += n
-        found[i] = torch.tensor(places, dtype=torch.long)
+        found[i] = torch.tensor(places, dtype=torch.long, device="cpu")
     return found
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.fx.node import map_aggregate
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.overrides import TorchFunctionMode
@@ -58,13 +59,6 @@ def meta_copy(model: nn.Module) -> nn.Module:
                 raise TraceError(
                     f"Cannot copy module '{path}' ({type(module).__name__}): it is lazy and its "
                     f"'{name}' has no shape yet. Run the model once first."
-                )
-            if tensor is not None and tensor.grad_fn is not None and _computing(module):
-                raise TraceError(
-                    f"Cannot copy module '{path}' ({type(module).__name__}): its '{name}' is a "
-                    "computed tensor, as old-style torch.nn.utils.weight_norm leaves it, and such "
-                    "a model cannot be deep-copied. Use "
-                    "torch.nn.utils.parametrizations.weight_norm instead."
                 )
             if tensor is not None and id(tensor) not in memo:
                 memo[id(tensor)] = to_meta(tensor)
@@ -124,12 +118,6 @@ def real_copy(module: nn.Module, device: torch.device) -> nn.Module:
     return module
 
 
-def _computing(module: nn.Module) -> bool:
-    """Whether an old-style hook of torch.nn.utils computes a weight of the module."""
-    hooks = module._forward_pre_hooks.values()
-    return any(type(hook).__module__.startswith("torch.nn.utils.") for hook in hooks)
-
-
 def _hookless(model: nn.Module) -> dict[int, Any]:
     """A memo for copy.deepcopy in which every table of hooks is empty."""
     return {
@@ -157,7 +145,7 @@ def to_real(tensor: Tensor, generator: torch.Generator, device: torch.device) ->
     """Random data (zeros where not floating) of a meta tensor's shape and dtype."""
     if not tensor.dtype.is_floating_point:
         return torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
-    drawn = torch.randn(tensor.shape, generator=generator).to(device, tensor.dtype)
+    drawn = torch.randn(tensor.shape, generator=generator, device="cpu").to(device, tensor.dtype)
     return drawn.requires_grad_(tensor.requires_grad)
 
 
@@ -363,6 +351,16 @@ def set_random_states(seed: int) -> None:
     torch.manual_seed(seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed)
+
+
+@contextmanager
+def by_itself() -> Iterator[None]:
+    """Hide what runs inside from what runs around it: transforms of torch.func, and hooks on what backward saves."""
+    none: Any = nullcontext()
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        none = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
+    with temporarily_clear_interpreter_stack(), none:
+        yield
 
 
 @contextmanager

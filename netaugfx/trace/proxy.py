@@ -23,6 +23,7 @@ from .meta import META, Remembered, compute, substitute, to_meta
 
 _HERE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _TORCH = os.path.dirname(torch.__file__) + os.sep
+UNKNOWN = "an unknown line"
 _READS = ("item", "tolist", "numpy", "__array__")
 _OPERATORS = (
     *("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"),
@@ -345,7 +346,7 @@ def is_user_file(file: str) -> bool:
 
 def source_of(traceback: TracebackType | None) -> str:
     """The innermost line of user code in a traceback, as "file.py:41"."""
-    source = "an unknown line"
+    source = UNKNOWN
     while traceback is not None:
         if is_user_file(traceback.tb_frame.f_code.co_filename):
             source = _line(traceback.tb_frame.f_code.co_filename, traceback.tb_lineno)
@@ -358,4 +359,4 @@ def origin_of(function: Callable[..., Any]) -> str:
     while isinstance(function, functools.partial):
         function = function.func
     code = getattr(getattr(function, "__func__", function), "__code__", None)
-    return _line(code.co_filename, code.co_firstlineno) if code else "an unknown line"
+    return _line(code.co_filename, code.co_firstlineno) if code else UNKNOWN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -16,6 +17,7 @@ from ..errors import InputError, NetAugFXError, TraceError
 from .meta import (
     META,
     Remembered,
+    by_itself,
     meta_copy,
     on_meta,
     random_states,
@@ -27,8 +29,10 @@ from .meta import (
     to_real,
 )
 from .patches import watched
-from .proxy import Recorder, Untraceable, origin_of, source_of
+from .proxy import UNKNOWN, Recorder, Untraceable, origin_of, source_of
 from .traced import Inputs, Traced
+
+_one_at_a_time = threading.RLock()  # what a trace replaces is everybody's
 
 
 def is_torch_leaf(module: nn.Module, path: str) -> bool:
@@ -70,7 +74,7 @@ def trace(
     inputs = Inputs.of(model, args, kwargs)
     leaves = {**_computed_by_hooks(model), **(opaque or {})}
     remembered = remembered or Remembered()
-    with random_states_kept():
+    with _one_at_a_time, random_states_kept(), by_itself():
         while True:
             tracer = _Tracer(model, inputs, is_leaf or is_torch_leaf, leaves, remembered, device)
             try:
@@ -219,7 +223,10 @@ class _Tracer(Recorder):
         """Why a forward failed; raises InputError where it fails without tracing as well."""
         if isinstance(error, Untraceable):
             return error.reason
-        source, name = source_of(error.__traceback__), type(self.model).__name__
+        source = source_of(error.__traceback__)
+        if source == UNKNOWN:  # a module of torch's own failed, called from here
+            source = self.source()
+        name = type(self.model).__name__
         text = str(error).strip().partition("\n")[0] or type(error).__name__
         if not _about_meta(error):
             self.plain_error = self.plain_error or self.run_plain()

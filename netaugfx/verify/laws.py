@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..checks import seed_of
-from ..contract import both_modes, extract
+from ..contract import both_modes, drop_hooks, extract
 from ..copies import deep_copy
 from ..errors import ExtractError, NetAugFXError, VerifyError
 from ..infer import where
@@ -141,6 +141,8 @@ def culprits(wide: WideModel) -> list[str]:
     def lawful(some: Iterable[str]) -> bool:
         return bool(verify(wide, [{name: wide.widths[name].choices[-1] for name in some}]))
 
+    if not lawful(()):
+        return []
     alone = [name for name in names if not lawful([name])]
     if alone:
         return alone
@@ -182,7 +184,8 @@ class _Judge:
             if not t.is_floating_point():
                 known = t.device.type != "meta" and list(t.shape) == shape
                 return t.to(device) if known else torch.zeros(shape, dtype=t.dtype, device=device)
-            return torch.randn(shape, generator=self.generator, dtype=dtype).to(device)
+            made = torch.randn(shape, generator=self.generator, dtype=dtype, device="cpu")
+            return made.to(device)
 
         # a smaller image where the model takes one: the laws do not depend on it
         for sides in (SIDES, {}):
@@ -199,6 +202,9 @@ class _Judge:
         """Check every law at every config until it fails."""
         failures: dict[int, str] = {}
         unchecked: dict[int, str] = {}
+        with suppress(Exception):  # the base does not run: law 2 says so
+            if changed := self.changed_by_hooks():
+                failures[4] = changed
         for law, check in ((2, self.law_2), (3, self.law_3), (4, self.law_4)):  # 4 zeroes blocks
             for config in configs:
                 if law not in failures:
@@ -296,6 +302,24 @@ class _Judge:
         axes = self.wide.plan.axes.get(name)
         return t if t is None or axes is None else base_part(t, axes, self.wide.plan, config, {})
 
+    def changed_by_hooks(self) -> str | None:
+        """Return what is wrong where hooks that no subnet runs change what the base computes."""
+        for program in self.programs:
+            base, plain = deep_copy(self.wide.base), deep_copy(self.wide.base)
+            hooked = drop_hooks(plain, program)
+            if not hooked:
+                return None
+            for m in (base, plain):
+                _set_flags(m, program)
+            pairs = zip(self.outputs(base), self.outputs(plain), strict=True)
+            if not all(close(a, b, self.tolerance) for a, b in pairs):
+                names = ", ".join(repr(path) if path else "of the whole" for path in hooked)
+                return (
+                    f"hooks ({names}) change what the base computes, and wider subnets do not run them; write what "
+                    "they do into a forward, or take them off before widen"
+                )
+        return None
+
     def law_4(self, config: Config) -> str | None:
         wide, plan = self.wide, self.wide.plan
         wide.statistics.clear()  # a recalibrated subnet normalises base channels otherwise
@@ -309,6 +333,7 @@ class _Judge:
                     block = room._parameters.get(key, room._buffers.get(key))
                     if block is not None:
                         block.zero_()
+            drop_hooks(base, self.programs[0])
             for program in programs:
                 _set_flags(base, program)
                 inputs = Inputs.of(wide.base, self.args, self.kwargs).tensors
@@ -337,7 +362,9 @@ class _Judge:
             found = _output_tensors(run(*self.args, **self.kwargs))
             generator = torch.Generator().manual_seed(1)
             weights = [
-                torch.randn(t.shape, generator=generator, dtype=self.dtype).to(t.device)
+                torch.randn(t.shape, generator=generator, dtype=self.dtype, device="cpu").to(
+                    t.device
+                )
                 for t in found
             ]
             terms = [(t * w).sum() for t, w in zip(found, weights, strict=True) if t.requires_grad]
