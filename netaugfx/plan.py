@@ -140,13 +140,20 @@ class Plan:
 
     @cached_property
     def augmented_elements(self) -> int:
-        """How many numbers the blocks hold that `widen` would allocate; times 4 they are bytes in float32."""
+        """How many numbers the blocks hold that `widen` would allocate."""
         return sum(
             prod(size(axis, self.max_config) for axis in axes)
             - prod(size(axis, self.base_config) for axis in axes)
             for name, axes in self.axes.items()
             if name not in self.fills
         )
+
+    def block_memory(self, bytes_each: int = 4) -> str:
+        """Return the memory that the blocks take, in bytes with a decimal unit (`"19.6 MB"`); float32 takes 4 each."""
+        n, units = float(self.augmented_elements * bytes_each), ["B", "kB", "MB", "GB", "TB", "PB"]
+        while n >= 999.5 and len(units) > 1:
+            n, units = n / 1000, units[1:]
+        return f"{n:.3g} {units[0]}"
 
     def config(self, sizes: Mapping[str, int]) -> Config:
         """Return `sizes` as a whole config: widths that it leaves out are at their base size.

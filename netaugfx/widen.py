@@ -97,7 +97,7 @@ def widen(
 
     Raises:
         TypeError: An unknown argument. ConfigError: `seed` is no whole number.
-        PlanError: Nothing can grow, or `plan` is not of this model. As `plan` otherwise.
+        PlanError: Nothing can grow, `plan` is not of this model, or memory is short. As `plan` otherwise.
         VerifyError: A law is broken, and pinning widths does not mend it.
     """
     seed = seed_of(seed, "widen")
@@ -132,6 +132,7 @@ def widen(
                 + "."
             )
         build = _allocate_parts if made.parts else _allocate
+        _reserve(made, model)
         wide = build(model, made, example, seed)
         if not verify:
             return wide
@@ -146,6 +147,19 @@ def widen(
                 f"{type(model).__name__}: {report}. Widths found at fault: {found or 'none'}."
             )
         pins.update(dict.fromkeys(found, f"verification failed: {report}"))
+
+
+def _reserve(plan: Plan, model: nn.Module) -> None:
+    """Refuse a plan whose blocks there is no memory for, before any of them is made: none is written to here."""
+    first = next(model.parameters(), torch.empty(0))
+    try:
+        torch.empty(plan.augmented_elements, dtype=first.dtype, device=first.device)
+    except (RuntimeError, MemoryError) as error:
+        said = (str(error).splitlines() or [""])[0]
+        raise PlanError(
+            f"The blocks of this plan take {plan.block_memory(first.element_size())}, which cannot be allocated "
+            f"({said}). Take a smaller factor, or keep=... for the largest layers; describe(plan(...)) tells the size."
+        ) from error
 
 
 def _faults(wide: WideModel) -> Iterator[tuple[str, str]]:

@@ -233,3 +233,17 @@ def test_an_input_that_torchs_own_module_refuses_has_the_line_that_called_it() -
         InputError, match=r"OfBatches does not accept .* \(test_bad_input\.py:\d+\)"
     ):
         netaugfx.plan(OfBatches(), example_inputs=({"image": torch.zeros(2, 5, 8, 8)},))
+
+
+def test_a_plan_says_what_memory_its_blocks_take() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 3), nn.Conv2d(64, 4, 3))
+    x = torch.empty(2, 3, 16, 16)
+    plan = netaugfx.plan(model, factor=1e6, diversity=2, example_inputs=x)
+    assert plan.block_memory() == "147 PB"
+    assert "147 PB in float32" in netaugfx.describe(plan)
+    with pytest.raises(PlanError, match=r"blocks of this plan take 147 PB.*smaller factor"):
+        netaugfx.widen(model, plan=plan, example_inputs=x)
+    small = netaugfx.plan(model, factor=2.0, diversity=2, example_inputs=x)
+    assert small.augmented_elements == 3 * 64 * 9 + 64 + 3 * 64 * 64 * 9 + 64 + 4 * 64 * 9
+    assert small.block_memory() == "459 kB"
+    assert small.block_memory(bytes_each=2) == "230 kB"

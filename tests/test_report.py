@@ -90,7 +90,10 @@ def test_describe() -> None:
     assert re.fullmatch(r"stem +stream +8 16 24 +stem, norm, twice, branch and 1 more", lines[1])
     assert any(re.fullmatch(r"  sums: flip\(\) \(test_report.py:\d+\) .*", x) for x in lines)
     assert any(re.fullmatch(r"  odd: reads tensor data .*test_report.py:\d+", x) for x in lines)
-    assert re.match(r"3 widths, elastic share 0\.\d+, [\d,]+ numbers in blocks", lines[-1])
+    assert re.match(
+        r"3 widths, elastic share 0\.\d+, [\d,]+ numbers in blocks \([\d.]+ [kM]?B in float32\)",
+        lines[-1],
+    )
 
 
 def test_the_flow_of_a_network() -> None:

@@ -32,7 +32,7 @@ def describe(wide_or_plan: WideModel | Plan) -> str:
     lines += [
         "",
         f"{len(plan.widths)} widths, elastic share {plan.elastic_share:.3f}, "
-        f"{plan.augmented_elements:,} numbers in blocks",
+        f"{plan.augmented_elements:,} numbers in blocks ({plan.block_memory()} in float32)",
     ]
     return "\n".join(lines)
 
