@@ -207,6 +207,27 @@ def test_two_inputs_and_keywords():
     assert traced.inputs.structure == Inputs.of(model, (image(), image()), {"scale": 2.0}).structure
 
 
+def test_the_call_stays_as_it_was_written():
+    def by_name(function):  # as transformers wraps its forwards
+        @functools.wraps(function)
+        def wrapper(self, *args, **kwargs):
+            sign = -1 if kwargs.pop("negative", False) else 1
+            kwargs["scale"] = sign * (kwargs.get("scale") or 2.0)
+            return function(self, *args, **kwargs)
+
+        return wrapper
+
+    @by_name
+    def scaled(self, x, negative=None, scale=None, y=image(), *rest):  # noqa: B008
+        return scale * x + y
+
+    model = forward(scaled)
+    check(model, image())
+    check(model, x=image(), negative=True)
+    check(model, image(), scale=3.0, y=image())
+    check(forward(lambda self, x, /, y=1, *rest: x * y + rest[0]), image(), 2, image())
+
+
 def test_nested_inputs():
     model = forward(lambda self, x, *rest, **options: x["a"] + x["b"][0] + rest[0] + options["z"])
     traced = check(model, {"a": image(), "b": [image()]}, image(), z=image())

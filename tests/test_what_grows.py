@@ -172,6 +172,39 @@ class Experts(nn.Module):
         return self.head(self.depthwise(y.view(x.shape[0], 5, *x.shape[2:])))
 
 
+class Heads(nn.Module):
+    def __init__(self, split: Any, merge: Any) -> None:
+        super().__init__()
+        self.embed, self.query, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 8), nn.Linear(8, 4)
+        self.split, self.merge = split, merge
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.query(self.embed(x).flatten(2).transpose(1, 2))
+        q = self.split(q).transpose(1, 2).softmax(-1).transpose(1, 2)
+        return self.head(self.merge(q.contiguous()).mean(1))
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        lambda q: q.view(q.size()[:-1] + (2, 4)),  # noqa: RUF005
+        lambda q: q.view(*(q.shape[:2] + (-1, 4))),  # noqa: RUF005
+        lambda q: q.view((*q.shape[:-1], -1, 4)),
+        lambda q: q.view((q.shape[0],) + q.shape[1:2] + (2, -1)),  # noqa: RUF005
+    ],
+)
+@pytest.mark.parametrize(
+    "merge",
+    [
+        lambda q: q.view(q.size()[:-2] + (8,)),  # noqa: RUF005
+        lambda q: q.view(*(q.shape[:-2] + (8,))),  # noqa: RUF005
+    ],
+)
+def test_shapes_that_are_sums_of_tuples(split: Any, merge: Any) -> None:
+    wide = netaugfx.widen(Heads(split, merge), example_inputs=torch.zeros(2, 3, 4, 4))
+    assert set(wide.widths) == {"embed", "query"}
+
+
 def test_both_factors_of_a_computed_weight_grow() -> None:
     plan = netaugfx.plan(Experts(), example_inputs=torch.zeros(2, 3, 4, 4))
     assert {w.name: w.base for w in plan.widths} == {"stem": 4, "route": 2, "experts": 5}
