@@ -693,6 +693,24 @@ def test_python_random_is_left_to_python():
     assert trace(nn.Sequential(Drop()), (image(),), opaque={"0": "draws"}).opaque
 
 
+def test_who_draws_is_named_not_what_it_calls():
+    class Depth(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = nn.Sequential(nn.Conv2d(3, 3, 1))
+
+        def forward(self, x):
+            return self.block(x) if random.random() < 0.5 else x
+
+    random.seed(0)
+    while True:  # the next draw calls the block
+        state = random.getstate()
+        if random.random() < 0.5:
+            break
+    random.setstate(state)
+    assert list(trace(nn.Sequential(Depth()), (image(),)).opaque) == ["0"]
+
+
 def test_models_that_cannot_be_copied():
     with pytest.warns(FutureWarning):
         model = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 4, 1)))

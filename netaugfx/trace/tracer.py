@@ -152,6 +152,7 @@ class _Tracer(Recorder):
             leaf = path and (path in self.opaque or self.is_leaf(module, path))
         if leaf:
             return self.create_proxy("call_module", path, args, kwargs)
+        self.check_draws()  # of the caller's own lines
         last, guards, opaque = next(reversed(self.graph.nodes)), dict(self.guards), self.opaque
         self.opaque, mark = dict(opaque), self.state.mark()
         self.stack.append(path)
