@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.nn.utils.prune
 from torch import Tensor, nn
 
 import netaugfx
@@ -170,6 +171,27 @@ class Experts(nn.Module):
         weight = (self.route(x.mean((2, 3))).sigmoid() @ self.experts).view(-1, 4, 1, 1)
         y = F.conv2d(x.view(1, -1, *x.shape[2:]), weight, groups=x.shape[0])
         return self.head(self.depthwise(y.view(x.shape[0], 5, *x.shape[2:])))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "reason"),
+    [
+        (torch.nn.utils.weight_norm, "torch.nn.utils.parametrizations.weight_norm grows"),
+        (torch.nn.utils.spectral_norm, "the largest singular value of the whole"),
+        (
+            lambda m: torch.nn.utils.prune.l1_unstructured(m, "weight", 0.5),
+            "torch.nn.utils.prune.remove leaves a plain weight",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_weight_that_a_hook_computes_says_what_to_do(wrap: Any, reason: str) -> None:
+    model = nn.Sequential(wrap(nn.Conv2d(3, 8, 1)), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)).eval()
+    with torch.no_grad():
+        model(torch.zeros(2, 3, 4, 4))  # leaves a weight that can be copied
+    plan = netaugfx.plan(model, example_inputs=torch.zeros(2, 3, 4, 4))
+    assert reason in plan.opaque["0"]
+    assert [w.name for w in plan.widths] == ["1"]
 
 
 class Heads(nn.Module):

@@ -21,6 +21,15 @@ from .functions import Claim, read_function
 from .lengths import READS, argument, axes_read, derived, lengths_of
 
 OUTPUT = "it is an output of the network"
+_OLD_STYLE = (  # what is found on a layer, who put it there, what to do
+    ("weight_g", "torch.nn.utils.weight_norm", "torch.nn.utils.parametrizations.weight_norm grows"),
+    ("weight_mask", "torch.nn.utils.prune", "torch.nn.utils.prune.remove leaves a plain weight"),
+    (
+        "weight_u",
+        "torch.nn.utils.spectral_norm",
+        "it divides it by the largest singular value of the whole",
+    ),
+)
 LAYERS_OWN = {"weight", "bias", "in_proj_weight", "in_proj_bias", "running_mean", "running_var"}
 HARMLESS = {
     "size",
@@ -390,6 +399,9 @@ def _altering(module: nn.Module) -> str:
         )
     if names:
         return f"computes its weight from other Parameters ({', '.join(names)})"
+    for mark, by, instead in _OLD_STYLE:
+        if hasattr(module, mark):
+            return f"computes its weight from other Parameters, by {by}: {instead}"
     return "computes its weight from other Parameters"
 
 
