@@ -693,6 +693,15 @@ def test_python_random_is_left_to_python():
     assert trace(nn.Sequential(Drop()), (image(),), opaque={"0": "draws"}).opaque
 
 
+def test_what_needs_hooks_is_no_fault_of_the_inputs():
+    seen = []
+    model = forward(lambda self, x: self.conv(x) * seen.pop(), conv=nn.Conv2d(3, 3, 1))
+    model.conv.register_forward_hook(lambda module, args, output: seen.append(output))
+    model(image())
+    with pytest.raises(TraceError, match="fails without hooks, which tracing does not run"):
+        trace(model, (image(),))
+
+
 def test_who_draws_is_named_not_what_it_calls():
     class Depth(nn.Module):
         def __init__(self):

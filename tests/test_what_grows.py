@@ -194,6 +194,46 @@ def test_a_weight_that_a_hook_computes_says_what_to_do(wrap: Any, reason: str) -
     assert [w.name for w in plan.widths] == ["1"]
 
 
+class Unknown(nn.Conv2d):
+    """A layer of torch's that has no rule, such as those of torch.ao.nn.qat."""
+
+    __module__ = "torch.nn.unknown"
+
+
+def test_a_layer_without_a_rule_is_named() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), Unknown(8, 8, 1), nn.Conv2d(8, 4, 1))
+    plan = netaugfx.plan(model, example_inputs=torch.zeros(2, 3, 4, 4))
+    assert "has no rule" in plan.opaque["1"]
+    assert plan.elastic_share == 0
+
+
+class Pooled(nn.Module):
+    """Attention over a map as CLIP has it: torch's function, with weights of four linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 4)
+        self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).flatten(2).permute(2, 0, 1)
+        weights = {f"{name}_proj_weight": getattr(self, name).weight for name in "qkv"}
+        bias = torch.cat([self.q.bias, self.k.bias, self.v.bias])
+        rest = (None, None, False, 0.0, self.out.weight, self.out.bias)
+        x = F.multi_head_attention_forward(
+            *(x, x, x, x.shape[-1], 2, None, bias, *rest),
+            training=self.training,
+            use_separate_proj_weight=True,
+            **weights,
+        )[0]
+        return self.head(x.mean(0))
+
+
+def test_attention_by_separate_weights_runs_where_its_heads_alone_grow() -> None:
+    wide = netaugfx.widen(Pooled(), example_inputs=torch.zeros(2, 3, 4, 4))
+    assert netaugfx.verify(wide, [{"q": wide.max_config["q"]}])
+
+
 class Heads(nn.Module):
     def __init__(self, split: Any, merge: Any) -> None:
         super().__init__()

@@ -302,6 +302,8 @@ class Solver:
             if op.module is not None:
                 mine = [n for n, _ in op.module.named_parameters(recurse=False)]
                 extra = [t for n in mine if (t := op.parameter(n)) is not None]
+                if extra:
+                    self.opaque[str(node.target)] = f"{op.where} {why}"
             self._pin([*op.tensors, *extra], f"{op.where} {why}")
             return _plain(value), {}
         typing.mixing.setdefault(node, []).extend(op.mixing)

@@ -224,7 +224,10 @@ class _Tracer(Recorder):
         text = str(error).strip().partition("\n")[0] or type(error).__name__
         if not _about_meta(error):
             self.plain_error = self.plain_error or self.run_plain()
-            if repr(self.plain_error) == repr(error):
+            same = repr(self.plain_error) == repr(error)
+            if same and _hooked(self.model, self.root):
+                return f"fails without hooks, which tracing does not run, at {source}: {text}"
+            if same:
                 pairs = zip(self.inputs.names, self.inputs.tensors, strict=True)
                 shapes = ", ".join(f"{name}: {tuple(t.shape)} {t.dtype}" for name, t in pairs)
                 raise InputError(
@@ -252,6 +255,12 @@ def _computed_by_hooks(model: nn.Module) -> dict[str, str]:
         for hook in module._forward_pre_hooks.values()
         if path and type(hook).__module__.startswith("torch.nn.utils.")
     }
+
+
+def _hooked(*models: nn.Module) -> bool:
+    """Whether any module has hooks of its forward; a forward may also register them on a copy."""
+    modules = (module for model in models for module in model.modules())
+    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 
 def _about_meta(error: BaseException) -> bool:
