@@ -205,6 +205,7 @@ def isolated(
 
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
+    there.close()  # else a process that was killed would be waited for
     row = {"model": name, "verdict": f"longer than {seconds:.0f} s"}
     if here.poll(seconds):
         try:

@@ -23,7 +23,7 @@ from .rewrite import BatchStatistics, Bound, Program, rewrite
 from .rules import is_leaf
 from .sampling import Draw, Within, checked, choose, pool_of, uniform
 from .storage import Rooms, Sources, own_seed, permute
-from .trace import Inputs, meta_copy, trace
+from .trace import Inputs, in_mode, meta_copy, trace
 
 BOUND_CONFIGS = (
     64  # how many configs keep their layouts, beside those that some `wide.at(config)` holds
@@ -287,7 +287,7 @@ class WideModel(nn.Module):
         known = self._costs.get(inputs.key)
         if known is None or not self._programs.valid(known[1]):
             device = next((p.device for p in self.base.parameters()), None)
-            model = meta_copy(self.base).eval()
+            model = in_mode(meta_copy(self.base), False)
             program, _ = self.program(args, kwargs, model, device)
             self._costs[inputs.key] = cost(program, self.plan, inputs.tensors), program
         return *self._costs[inputs.key], inputs

@@ -23,7 +23,7 @@ from .parts import Example, WideParts, calls_of, join, on_meta, part_of
 from .plan import Amount, Plan, with_choices
 from .rules import is_leaf, resize
 from .storage import Rooms, create, form, initial, own_seed
-from .trace import Remembered, Traced, trace
+from .trace import Remembered, Traced, in_mode, trace
 from .verify import culprits
 from .verify import verify as check
 
@@ -283,7 +283,7 @@ def _traces(model: nn.Module, example: Example) -> tuple[list[Traced], Example]:
             if i + 1 == len(examples):
                 raise
     other = copy.deepcopy(first.root)
-    other.train(not other.training)
+    in_mode(other, not other.training)
     second = trace(other, args, kwargs, is_leaf=is_leaf, remembered=remembered, device=first.device)
     return [first, second], (args, kwargs)
 

@@ -1517,7 +1517,7 @@ WIDE = (
     Case("pooling undone", PoolingUndone, other=10, core=False),
     Case("parametrised", Parametrised, other=11, core=False),
     Case("deformable", Deformable, other=11, core=False),
-    Case("recurrent", Recurrent, ((3, 8),), 11, core=False),
+    Case("recurrent", Recurrent, ((3, 4),), 5, core=False),
     Case("raw parameters", RawParameters, other=11, core=False),
     Case("own backward", OwnBackward, other=11),
     Case("own backward in a graph", OwnBackwardInAGraph, other=11),

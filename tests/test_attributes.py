@@ -235,6 +235,75 @@ def test_constants_that_a_forward_caches_are_never_stale(
     assert len(traces) <= 14
 
 
+class CachesInEval(nn.Module):
+    """What a Parameter gives is cached in eval mode, and forgotten in train() (LeViT's attention biases)."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 4, 1), nn.Conv2d(8, 2, 1)
+        self.scale = nn.Parameter(torch.rand(4, 1, 1))
+        self.kind = kind
+        self.folded: Any = {}
+
+    def train(self, mode: bool = True) -> CachesInEval:
+        super().train(mode)
+        self.folded = {}
+        return self
+
+    def scaled(self) -> Tensor:
+        if self.training:
+            return self.scale.exp()
+        if self.kind == "tensor":
+            if not isinstance(self.folded, Tensor):
+                self.folded = self.scale.exp()
+            return self.folded
+        if "scale" not in self.folded:
+            self.folded["scale"] = self.scale.exp()
+        found: Tensor = self.folded["scale"]
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(x) * self.scaled()
+        a, b = x.split([2, 2], 1)  # literals, so that an extracted subnet needs a graph
+        y: Tensor = self.conv2(torch.cat([x, b, a], 1))
+        return y
+
+
+@pytest.mark.parametrize("kind", ["tensor", "dict"])
+@pytest.mark.parametrize("grad", [True, False])
+def test_what_is_cached_in_eval_mode_grows_and_is_never_stale(kind: str, grad: bool) -> None:
+    model = CachesInEval(kind).eval()
+    with torch.set_grad_enabled(grad):
+        model(X)  # it has a cache when it is widened
+    wide = netaugfx.widen(model, factor=2.0, example_inputs=X)
+    assert wide.elastic_share == 1
+    for _ in range(2):
+        wide.eval()
+        with torch.set_grad_enabled(grad):
+            wide(X)
+            same_as_extracted(wide)
+            there = netaugfx.extract(wide.eval(), wide.max_config).train()(X)
+        wide.train()
+        torch.testing.assert_close(there, wide.at(wide.max_config)(X))
+        with torch.no_grad():
+            wide.base.scale += 1
+
+
+def test_a_train_method_that_needs_data_is_passed_over() -> None:
+    class Needs(nn.Sequential):
+        def train(self, mode: bool = True) -> Needs:
+            super().train(mode)
+            if self[0].weight.abs().max().item() > 1e9:
+                raise OverflowError
+            return self
+
+    wide = netaugfx.widen(
+        Needs(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)), factor=2.0, example_inputs=X
+    )
+    assert wide.elastic_share == 1
+    same_as_extracted(wide)
+
+
 def test_a_cost_follows_attributes() -> None:
     wide = netaugfx.widen(Annealed(), example_inputs=X)
     before = wide.macs(wide.max_config)

@@ -16,7 +16,7 @@ from torchvision.ops import deform_conv2d
 
 import netaugfx
 from netaugfx.infer import OUTPUT
-from netaugfx.testing import Between, check_rule
+from netaugfx.testing import check_rule
 
 X, Y, ROW = torch.randn(2, 6, 4, 4), torch.randn(2, 6, 4, 4), torch.randn(2, 6)
 TOKENS = torch.randn(2, 5, 8)
@@ -643,14 +643,6 @@ def test_statistics_of_new_channels(name: str) -> None:
 @pytest.mark.parametrize("bag", [True, False])
 def test_a_vocabulary_is_no_width(bag: bool) -> None:
     plan, _ = check_rule(Table(bag), TOKENS, channel=-1)
-    assert [w.name for w in plan.widths] == ["before.0"]
-
-
-def test_each_its_own_probability() -> None:
-    plan = netaugfx.plan(
-        Between(lambda x, p: torch.zeros_like(x).bernoulli_(p.sigmoid()), (X, X), 1, 1),
-        example_inputs=(X[:, :2], X[:, :2]),
-    )
     assert [w.name for w in plan.widths] == ["before.0"]
 
 

@@ -135,6 +135,55 @@ def test_one_channel_among_axes_of_length_1_grows_where_one_length_is_open() -> 
     assert "cannot tell it from its other axes of length 1" in plan.pinned["reduce"]
 
 
+class Noisy(nn.Module):
+    """Noise between two convolutions, in training or always."""
+
+    def __init__(self, noise: Any, always: bool) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+        self.noise, self.always = noise, always
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        return self.conv2(self.noise(x) if self.training or self.always else x)
+
+
+NOISES = {
+    "randn": lambda x: x + torch.randn(x.shape),
+    "rand of sizes": lambda x: x * torch.rand(x.size(0), x.size(1), 1, 1),
+    "rand of literals": lambda x: x * torch.rand(2, 4, 1, 1),
+    "randint": lambda x: x * torch.randint(0, 2, x.shape),
+    "normal of a size": lambda x: x + torch.normal(0.0, 1.0, x.shape),
+    "normal": lambda x: torch.normal(x, 1),
+    "exponential": lambda x: x - torch.empty_like(x).exponential_().log(),
+    "bernoulli": lambda x: x * x.new_empty(x.shape).bernoulli_(0.5),
+    "bernoulli of its own": lambda x: torch.zeros_like(x).bernoulli_(x.sigmoid()),
+    "poisson": lambda x: torch.poisson(x.abs()),
+    "gumbel": lambda x: F.gumbel_softmax(x, dim=1),
+    "distribution": lambda x: torch.distributions.Normal(x, 1.0).rsample(),
+    "rrelu": lambda x: F.rrelu(x, training=True),
+}
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_noise_in_training_lets_channels_grow_and_in_eval_mode_pins_them(name: str) -> None:
+    x = torch.randn(2, 3, 4, 4)
+    wide = netaugfx.widen(Noisy(NOISES[name], always=False), factor=2.0, example_inputs=x)
+    assert wide.elastic_share == 1
+    wide.at(wide.max_config)(x)  # in train mode, where it draws
+    plan = netaugfx.plan(Noisy(NOISES[name], always=True), factor=2.0, example_inputs=x)
+    assert "draws random numbers for it in eval mode" in plan.pinned["conv1"]
+
+
+def test_modules_that_draw_in_training_only_let_channels_grow() -> None:
+    x = torch.randn(2, 3, 4, 4)
+    wide = netaugfx.widen(Noisy(nn.RReLU(), always=True), factor=2.0, example_inputs=x)
+    assert wide.elastic_share == 1
+    hard = Noisy(lambda x: F.gumbel_softmax(x, hard=True, dim=1), always=False)
+    plan = netaugfx.plan(hard, factor=2.0, example_inputs=x)
+    assert "takes the largest of it" in plan.pinned["conv1"]
+
+
 class Opaque(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -22,7 +22,7 @@ from ..plan import Config, Plan
 from ..programs import same_values
 from ..rewrite import Program, contract, replace_argument
 from ..rules import BATCH_NORM, is_leaf, layer_of, resize
-from ..trace import Applied, compute, meta_copy, substitute, trace
+from ..trace import Applied, compute, in_mode, meta_copy, substitute, trace, without_caches
 from .whole import keep_whole
 
 HOOKS = (
@@ -109,7 +109,7 @@ def extract(wide: WideModel, config: Mapping[str, int]) -> nn.Module:
         return deep_copy(wide.base, memo)
     programs = both_modes(wide)
     why = next((found for p in programs if (found := _differs(p, wide, config))), None)
-    network = _resized(wide.base, _values(wide, config), programs[0], config)
+    network = without_caches(_resized(wide.base, _values(wide, config), programs[0], config))
     called = {
         p for p in programs[0].modules if any(True for _ in wide.base.get_submodule(p).buffers())
     }
@@ -351,8 +351,7 @@ def both_modes(wide: WideModel) -> list[Program]:
     """Return the programs of the example at the flags that stand now, and at those of the other mode."""
     args, kwargs = wide.example
     here, _ = wide.program(args, kwargs)
-    other = meta_copy(wide.base)
-    other.train(not other.training)
+    other = in_mode(meta_copy(wide.base), not wide.base.training)
     there, _ = wide.program(args, kwargs, other, here.traced.device)
     return [here, there]
 

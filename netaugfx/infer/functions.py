@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from ..rules import SUBNET_FORMS, Path, Typed
+from ..rules import SUBNET_FORMS, Path, Typed, draws_noise, drops
 from ..trace import Traced, forward_of
 from ..unify import OpenAxis, Var, length_at, pin, resolve, variables
 from .lengths import axes_read, number_at
@@ -48,11 +48,6 @@ SAME_ANYWHERE = {
         "is_cpu",
     ),
     *("is_floating_point", "is_complex", "is_sparse", "is_quantized", "get_device"),
-}
-DRAWS = {
-    *("rand_like", "randn_like", "bernoulli", "bernoulli_", "normal_", "uniform_", "rrelu", "rand"),
-    *("randn", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "randint"),
-    *("feature_dropout", "feature_alpha_dropout", "exponential_", "random_", "randint_like"),
 }
 
 
@@ -142,7 +137,7 @@ def _read(solver: Solver, here: Reading, node: fx.Node, value: Any, traced: Trac
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     own = solver._typed(typed[node])
     axes = [axis for t in own for axis in t.axes]
-    if name in DRAWS:
+    if draws_noise(node.target, node.args, node.kwargs) or drops(node.target):
         here.claims.append(
             Claim(axes, lambda _: False, f"{here.where} draws numbers for channels ({_line(node)})")
         )

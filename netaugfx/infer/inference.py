@@ -19,6 +19,7 @@ from .settle import (
     choose_factors,
     pin_asserted,
     pin_kept,
+    pin_noise,
     pin_numbers,
     pin_opaque,
     pin_unmade,
@@ -53,6 +54,7 @@ def infer(
     solver = Solver(traces[0].root, plan)
     typings = [solver.graph(traced) for traced in traces]
     pin_opaque(solver, traces)
+    pin_noise(solver, traces, typings)
     pin_unmade(solver)
     if plan is not None:
         pin_numbers(solver)

@@ -9,11 +9,11 @@ from typing import Any
 from torch import fx, nn
 
 from ..errors import GuardError, PlanError
-from ..rules import Path
+from ..rules import Path, draws_noise
 from ..trace import Traced
 from ..unify import OpenAxis, Var, choose, elastic, pin, resolve, variables
 from .lengths import axes_read, number_at
-from .solve import Solver, where
+from .solve import Solver, Typing, where
 
 
 def pin_opaque(solver: Solver, traces: Iterable[Traced]) -> None:
@@ -26,6 +26,21 @@ def pin_opaque(solver: Solver, traces: Iterable[Traced]) -> None:
                     typed = solver.parameter(name)
                     for axis in typed.axes if typed else ():
                         pin(axis, f"module '{path}' could not be traced in {mode} mode")
+
+
+def pin_noise(solver: Solver, traces: Iterable[Traced], typings: Iterable[Typing]) -> None:
+    """Pin the channels that get random numbers in eval mode: no subnet can draw for them what the base draws."""
+    for traced, typing in zip(traces, typings, strict=True):
+        if traced.root.training:
+            continue
+        for node in traced.graph.nodes:
+            target: Any = node.target
+            if node.op == "call_module":
+                target = traced.root.get_submodule(str(target))
+            axes = typing.axes.get(node)
+            if isinstance(axes, tuple) and draws_noise(target, node.args, node.kwargs):
+                for axis in axes:
+                    pin(axis, f"{where(node)} draws random numbers for it in eval mode")
 
 
 def pin_unmade(solver: Solver) -> None:

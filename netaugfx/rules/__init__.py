@@ -5,6 +5,7 @@ from . import (
     elementwise,
     indexing,
     movement,
+    noise,
     norm,
     pooling,
     products,
@@ -12,6 +13,7 @@ from . import (
     reduction,
     views,
 )
+from .noise import draws_noise, drops
 from .norm import BATCH_NORM, INSTANCE_NORM, SUBNET_FORMS, subnet_batch_norm, subnet_instance_norm
 from .op import Call, NoRule, Op, Path, Ref, Typed
 from .recurrent import RECURRENT, with_tensors
@@ -19,8 +21,8 @@ from .registry import is_leaf, layer_of, register_rule, resize, rule_of
 
 __all__ = [
     "BATCH_NORM", "INSTANCE_NORM", "RECURRENT", "SUBNET_FORMS", "Call", "NoRule", "Op", "Path", "Ref", "Typed",
-    "contraction",
-    "elementwise", "indexing", "is_leaf", "layer_of", "movement", "norm", "pooling", "products", "recurrent",
+    "contraction", "draws_noise", "drops", "elementwise", "indexing", "is_leaf", "layer_of", "movement",
+    "noise", "norm", "pooling", "products", "recurrent",
     "reduction", "register_rule", "resize", "rule_of", "subnet_batch_norm", "subnet_instance_norm", "views",
     "with_tensors",
 ]  # fmt: skip

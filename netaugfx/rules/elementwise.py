@@ -28,9 +28,8 @@ ACTIVATION = """
     tanhshrink hardshrink softshrink threshold logsigmoid log_sigmoid hard_swish
 """.split()  # noqa: SIM905 - it is read as a list of words
 SAME = """
-    clone contiguous detach to float double half bfloat16 type type_as int long bool cpu cuda positive dropout
-    alpha_dropout dropout1d dropout2d dropout3d feature_dropout feature_alpha_dropout zeros_like ones_like empty_like
-    rand_like randn_like full_like bernoulli requires_grad_ conj real fill zero
+    clone contiguous detach to float double half bfloat16 type type_as int long bool cpu cuda positive zeros_like
+    ones_like empty_like full_like requires_grad_ conj real fill zero
 """.split()  # noqa: SIM905 - it is read as a list of words
 
 
@@ -46,7 +45,7 @@ def elementwise(op: Op) -> tuple[OpenAxis, ...]:
     return op.broadcast(*op.tensors)
 
 
-@register_rule(*everywhere(SAME), Tensor.normal_, Tensor.uniform_)
+@register_rule(*everywhere(SAME))
 def same(op: Op) -> tuple[OpenAxis, ...]:
     """As the first tensor, element by element; of a cast, the other says a dtype and a device alone."""
     if not isinstance(op.result, Tensor):
@@ -107,11 +106,16 @@ def lower_prelu(m: Any, x: Typed) -> Call:
 )  # fmt: skip
 def creation(op: Op) -> tuple[OpenAxis, ...]:
     """A new tensor, the same everywhere; its lengths follow what they are read of, or grow with what they meet."""
-    first = 1 if op.tensors and isinstance(op.args[:1] and op.args[0], Typed) else 0
-    inside = op.args[first : first + 1] and isinstance(op.args[first], Sequence)
+    return created(op)
+
+
+def created(op: Op) -> tuple[OpenAxis, ...]:
+    """Return the axes of a new tensor, whose lengths are arguments: several, or one sequence of them."""
+    inside = next((i for i, a in enumerate(op.args) if isinstance(a, Sequence)), None)
+    first = inside or int(bool(op.args) and isinstance(op.args[0], Typed))
     keyword = "size" if "size" in op.kwargs else ""
     paths: list[Path] = [
-        (keyword, i) if keyword else (first, i) if inside else (first + i,)
+        (keyword, i) if keyword else (first, i) if inside is not None else (first + i,)
         for i in range(len(op.result.shape))
     ]
     return tuple(
@@ -120,9 +124,7 @@ def creation(op: Op) -> tuple[OpenAxis, ...]:
     )
 
 
-@register_rule(
-    torch.rand, torch.randn, torch.arange, torch.eye, torch.linspace, torch.randint, torch.randperm,
-)  # fmt: skip
+@register_rule(torch.arange, torch.eye, torch.linspace, torch.randperm)
 def values(op: Op) -> tuple[OpenAxis, ...]:
     """New values; their number is a number to us, so whatever is combined with them along an axis stays as it is."""
     for t in op.tensors:

@@ -7,6 +7,7 @@ from .meta import (
     META,
     Remembered,
     compute,
+    in_mode,
     is_plain,
     meta_copy,
     random_states_kept,
@@ -14,13 +15,14 @@ from .meta import (
     set_random_states,
     substitute,
     to_real,
+    without_caches,
 )
 from .proxy import Guard
 from .traced import Inputs, Traced
 from .tracer import is_torch_leaf, trace
 
 __all__ = [
-    "META", "Applied", "Attribute", "Guard", "Inputs", "Remembered", "Traced", "compute", "forward_of", "is_plain",
-    "is_torch_leaf", "meta_copy", "random_states_kept", "real_copy", "set_random_states", "substitute", "to_real",
-    "trace",
+    "META", "Applied", "Attribute", "Guard", "Inputs", "Remembered", "Traced", "compute", "forward_of", "in_mode",
+    "is_plain", "is_torch_leaf", "meta_copy", "random_states_kept", "real_copy", "set_random_states", "substitute",
+    "to_real", "trace", "without_caches",
 ]  # fmt: skip

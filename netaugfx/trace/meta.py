@@ -34,7 +34,7 @@ def meta_copy(model: nn.Module) -> nn.Module:
     """Copy a model deeply onto the meta device, without hooks; nothing large is allocated.
 
     Plain tensor attributes become buffers of the copy, so that reading them can be recorded. What a forward has
-    computed and left there is one like any other.
+    computed and left there is one like any other, but for what its class forgets in its own `train()`.
 
     Raises:
         TraceError: the model cannot be deep-copied, or is lazy and has no shapes yet.
@@ -75,15 +75,38 @@ def meta_copy(model: nn.Module) -> nn.Module:
             f"Cannot copy {type(model).__name__}: copy.deepcopy says '{error}'. Keep what cannot "
             "be copied out of the model's attributes, or define __deepcopy__ for it."
         ) from error
+    without_caches(root)
     for module in root.modules():
         for name, value in vars(module).items():
             vars(module)[name] = applied(value) or value
     for path, name in plain:
         module = root.get_submodule(path)
+        if not isinstance(module.__dict__.get(name), Tensor):
+            continue
         module._buffers[name] = module.__dict__.pop(name)
         module._non_persistent_buffers_set.add(name)
         vars(module).setdefault(PLAIN, set()).add(name)
     return root
+
+
+def without_caches(model: nn.Module) -> nn.Module:
+    """Return a model without what its forwards cached: a class that caches in eval mode forgets it in `train()`."""
+    if any(type(m).train is not nn.Module.train for m in model.modules()):
+        flags = {m: m.training for m in model.modules()}
+        in_mode(model, model.training)
+        for m, training in flags.items():
+            m.training = training
+    return model
+
+
+def in_mode(model: nn.Module, training: bool) -> nn.Module:
+    """Return a copy of the user's model in another mode, as its own `train()` says where that needs no data."""
+    try:
+        model.train(training)
+    except Exception:
+        for m in model.modules():
+            m.training = training
+    return model
 
 
 def is_plain(module: nn.Module, name: str) -> bool:
@@ -230,6 +253,7 @@ def _answer(value: Tensor, tensors: list[Tensor]) -> Any:
     return value.shape, value.stride(), value.dtype, value.requires_grad
 
 
+NORMAL = torch.normal  # asks for no default device
 # what fills with a number: that number's place among the arguments; a tensor of one element has none on meta
 FILLS: dict[Any, int] = {"new_full": 2, torch.full: 1, torch.full_like: 1}
 
@@ -275,6 +299,8 @@ def compute(
         kwargs["device"] = META
     if kind == "call_method" and target == "to" and isinstance(args[1:] and args[1], (str, int)):
         args[1] = META
+    if target is NORMAL and not any(isinstance(a, Tensor) for a in args):
+        kwargs["device"] = META
     place = FILLS.get(target)
     if place is not None and isinstance(args[place:] and args[place], Tensor):
         args[place] = 1.0 if args[place].is_floating_point() else 1

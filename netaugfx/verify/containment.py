@@ -6,26 +6,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..axes import Axis, Extent, extent, widths_of
 from ..plan import Config, Plan
 from ..rewrite import Bound, Program
+from ..rules import draws_noise, drops
 from ..trace import Applied, random_states_kept, set_random_states
 
 # the difference that is none, relative to the largest entry
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-DROPOUT = {
-    F.dropout,
-    F.dropout1d,
-    F.dropout2d,
-    F.dropout3d,
-    F.alpha_dropout,
-    F.feature_alpha_dropout,
-}
 UNWRITTEN = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
-NOISE = {"rand_like", "randn_like", "bernoulli", "bernoulli_", "normal_", "uniform_", "rrelu"}
 
 
 def first_spoilt(
@@ -109,7 +100,7 @@ class _Graph(fx.Interpreter):
         self.twins = dict(zip(self.graph.nodes, graph.nodes, strict=True))
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if target in DROPOUT:
+        if drops(target):
             return args[0] if args else kwargs["input"]
         return _written(target, super().call_function(target, args, kwargs))
 
@@ -215,9 +206,12 @@ def _writes(node: fx.Node, base: fx.Interpreter) -> bool:
 
 def _noisy(program: Program) -> bool:
     for node in program.traced.graph.nodes:
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        target = node.target
+        if node.op == "call_module":
+            target = program.traced.root.get_submodule(str(target))
         axes = program.typing.axes.get(node)
-        if name in NOISE and isinstance(axes, tuple) and any(any(widths_of(a)) for a in axes):
+        noisy = draws_noise(target, node.args, node.kwargs)
+        if noisy and isinstance(axes, tuple) and any(any(widths_of(a)) for a in axes):
             return True
     return False
 

@@ -345,7 +345,7 @@ class _Judge:
         wide.statistics.clear()  # a recalibrated subnet normalises base channels otherwise
         wide._bound.clear()
         base = deep_copy(wide.base)  # its graph may update its buffers
-        with torch.no_grad():
+        with torch.no_grad(), self.modes() as programs:
             for name, summed in plan.contracted.items():
                 path, _, leaf = name.rpartition(".")
                 for axis in summed:
@@ -353,7 +353,7 @@ class _Judge:
                     block = room._parameters.get(key, room._buffers.get(key))
                     if block is not None:
                         block.zero_()
-            for program in self.programs:
+            for program in programs:
                 _set_flags(base, program)
                 inputs = Inputs.of(wide.base, self.args, self.kwargs).tensors
                 bound = wide.bound(program, config)
