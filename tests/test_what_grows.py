@@ -243,14 +243,14 @@ def test_a_weight_that_a_hook_computes_says_what_to_do(wrap: Any, reason: str) -
     assert [w.name for w in plan.widths] == ["1"]
 
 
-class Unknown(nn.Conv2d):
+class Ruleless(nn.Conv2d):
     """A layer of torch's that has no rule, such as those of torch.ao.nn.qat."""
 
     __module__ = "torch.nn.unknown"
 
 
 def test_a_layer_without_a_rule_is_named() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 1), Unknown(8, 8, 1), nn.Conv2d(8, 4, 1))
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), Ruleless(8, 8, 1), nn.Conv2d(8, 4, 1))
     plan = netaugfx.plan(model, example_inputs=torch.zeros(2, 3, 4, 4))
     assert "has no rule" in plan.opaque["1"]
     assert plan.elastic_share == 0
