@@ -702,6 +702,17 @@ def test_what_needs_hooks_is_no_fault_of_the_inputs():
         trace(model, (image(),))
 
 
+def test_arguments_that_do_not_fit_are_the_callers_to_mend():
+    def run(self, x):
+        try:
+            return self.block(x, lengths=None)
+        except TypeError:
+            return self.block(x)
+
+    traced = check(forward(run, block=Block()), image())
+    assert not traced.opaque
+
+
 def test_who_draws_is_named_not_what_it_calls():
     class Depth(nn.Module):
         def __init__(self):

@@ -164,6 +164,9 @@ class _Tracer(Recorder):
         except NetAugFXError:
             raise
         except (Untraceable, Exception) as error:
+            here = error.__traceback__
+            if isinstance(error, TypeError) and here is not None and here.tb_next is None:
+                raise  # the arguments do not fit: the caller may try others
             reason = self.diagnose(error)
         finally:
             self.stack.pop()
