@@ -713,6 +713,12 @@ def test_arguments_that_do_not_fit_are_the_callers_to_mend():
     assert not traced.opaque
 
 
+@pytest.mark.parametrize("power", [2, 0.5])
+def test_a_power_of_a_map(power):
+    model = forward(lambda self, x: self.block(torch.pow(x, power)), block=Block())
+    assert torch.pow in targets(check(model, image()))
+
+
 def test_who_draws_is_named_not_what_it_calls():
     class Depth(nn.Module):
         def __init__(self):
