@@ -208,6 +208,27 @@ def test_two_inputs_and_keywords():
     assert traced.inputs.structure == Inputs.of(model, (image(), image()), {"scale": 2.0}).structure
 
 
+def test_the_call_stays_as_it_was_written():
+    def by_name(function):  # as transformers wraps its forwards
+        @functools.wraps(function)
+        def wrapper(self, *args, **kwargs):
+            sign = -1 if kwargs.pop("negative", False) else 1
+            kwargs["scale"] = sign * (kwargs.get("scale") or 2.0)
+            return function(self, *args, **kwargs)
+
+        return wrapper
+
+    @by_name
+    def scaled(self, x, negative=None, scale=None, y=image(), *rest):  # noqa: B008
+        return scale * x + y
+
+    model = forward(scaled)
+    check(model, image())
+    check(model, x=image(), negative=True)
+    check(model, image(), scale=3.0, y=image())
+    check(forward(lambda self, x, /, y=1, *rest: x * y + rest[0]), image(), 2, image())
+
+
 def test_nested_inputs():
     model = forward(lambda self, x, *rest, **options: x["a"] + x["b"][0] + rest[0] + options["z"])
     traced = check(model, {"a": image(), "b": [image()]}, image(), z=image())
@@ -671,6 +692,50 @@ def test_python_random_is_left_to_python():
     with pytest.raises(TraceError, match=r"own forward.*draws"):
         trace(forward(lambda self, x: x * np.random.rand()), (image(),))
     assert trace(nn.Sequential(Drop()), (image(),), opaque={"0": "draws"}).opaque
+
+
+def test_what_needs_hooks_is_no_fault_of_the_inputs():
+    seen = []
+    model = forward(lambda self, x: self.conv(x) * seen.pop(), conv=nn.Conv2d(3, 3, 1))
+    model.conv.register_forward_hook(lambda module, args, output: seen.append(output))
+    model(image())
+    with pytest.raises(TraceError, match="fails without hooks, which tracing does not run"):
+        trace(model, (image(),))
+
+
+def test_arguments_that_do_not_fit_are_the_callers_to_mend():
+    def run(self, x):
+        try:
+            return self.block(x, lengths=None)
+        except TypeError:
+            return self.block(x)
+
+    traced = check(forward(run, block=Block()), image())
+    assert not traced.opaque
+
+
+@pytest.mark.parametrize("power", [2, 0.5])
+def test_a_power_of_a_map(power):
+    model = forward(lambda self, x: self.block(torch.pow(x, power)), block=Block())
+    assert torch.pow in targets(check(model, image()))
+
+
+def test_who_draws_is_named_not_what_it_calls():
+    class Depth(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = nn.Sequential(nn.Conv2d(3, 3, 1))
+
+        def forward(self, x):
+            return self.block(x) if random.random() < 0.5 else x
+
+    random.seed(0)
+    while True:  # the next draw calls the block
+        state = random.getstate()
+        if random.random() < 0.5:
+            break
+    random.setstate(state)
+    assert list(trace(nn.Sequential(Depth()), (image(),)).opaque) == ["0"]
 
 
 def test_models_that_cannot_be_copied():

@@ -223,3 +223,53 @@ def test_where_new_tensors_lie_by_default_does_not_matter() -> None:
         found = wide.at(wide.max_config)(x)
         assert netaugfx.verify(wide)
     assert torch.equal(found, expected.at(expected.max_config)(x))
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.stem(x)).relu())
+
+
+class Logarithm(Small):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.log())
+
+
+def test_a_forward_that_takes_positive_numbers_alone() -> None:
+    wide = netaugfx.widen(Logarithm(), example_inputs=X + 1)
+    assert set(wide.widths) == {"stem"}
+    wide.base.head.register_forward_hook(lambda module, args, output: output * 2)
+    assert not netaugfx.verify(wide)  # compared by numbers, not by NaN
+
+
+def test_hooks_that_decide_what_the_model_computes_are_refused() -> None:
+    model = Small()
+    model.stem.register_forward_hook(lambda module, args, output: output * 2)
+    with pytest.raises(
+        netaugfx.VerifyError, match=r"hooks \('stem'\) change what the base computes"
+    ):
+        netaugfx.widen(model, example_inputs=X)
+    seen: list[Tensor] = []
+    model = Small()
+    model.stem.register_forward_hook(lambda module, args, output: seen.append(output))
+    assert set(netaugfx.widen(model, example_inputs=X).widths) == {"stem"}
+
+
+def test_a_subnet_that_changes_what_the_base_computes_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wide = netaugfx.widen(Small(), example_inputs=X)
+    at = type(wide).at
+
+    def spoiling(self: netaugfx.WideModel, config: dict[str, int]) -> object:
+        with torch.no_grad():
+            self.base.head.weight.add_(1)
+        return at(self, config)
+
+    monkeypatch.setattr(type(wide), "at", spoiling)
+    assert "computes something else after" in netaugfx.verify(wide).failures[2]

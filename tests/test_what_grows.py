@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.nn.utils.prune
 from torch import Tensor, nn
 
 import netaugfx
@@ -220,6 +221,79 @@ class Experts(nn.Module):
         weight = (self.route(x.mean((2, 3))).sigmoid() @ self.experts).view(-1, 4, 1, 1)
         y = F.conv2d(x.view(1, -1, *x.shape[2:]), weight, groups=x.shape[0])
         return self.head(self.depthwise(y.view(x.shape[0], 5, *x.shape[2:])))
+
+
+class Ruleless(nn.Conv2d):
+    """A layer of torch's that has no rule, such as those of torch.ao.nn.qat."""
+
+    __module__ = "torch.nn.unknown"
+
+
+def test_a_layer_without_a_rule_is_named() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), Ruleless(8, 8, 1), nn.Conv2d(8, 4, 1))
+    plan = netaugfx.plan(model, example_inputs=torch.zeros(2, 3, 4, 4))
+    assert "has no rule" in plan.opaque["1"]
+    assert plan.elastic_share == 0
+
+
+class Pooled(nn.Module):
+    """Attention over a map as CLIP has it: torch's function, with weights of four linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 4)
+        self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).flatten(2).permute(2, 0, 1)
+        weights = {f"{name}_proj_weight": getattr(self, name).weight for name in "qkv"}
+        bias = torch.cat([self.q.bias, self.k.bias, self.v.bias])
+        rest = (None, None, False, 0.0, self.out.weight, self.out.bias)
+        x = F.multi_head_attention_forward(
+            *(x, x, x, x.shape[-1], 2, None, bias, *rest),
+            training=self.training,
+            use_separate_proj_weight=True,
+            **weights,
+        )[0]
+        return self.head(x.mean(0))
+
+
+def test_attention_by_separate_weights_runs_where_its_heads_alone_grow() -> None:
+    wide = netaugfx.widen(Pooled(), example_inputs=torch.zeros(2, 3, 4, 4))
+    assert netaugfx.verify(wide, [{"q": wide.max_config["q"]}])
+
+
+class Heads(nn.Module):
+    def __init__(self, split: Any, merge: Any) -> None:
+        super().__init__()
+        self.embed, self.query, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 8), nn.Linear(8, 4)
+        self.split, self.merge = split, merge
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.query(self.embed(x).flatten(2).transpose(1, 2))
+        q = self.split(q).transpose(1, 2).softmax(-1).transpose(1, 2)
+        return self.head(self.merge(q.contiguous()).mean(1))
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        lambda q: q.view(q.size()[:-1] + (2, 4)),  # noqa: RUF005
+        lambda q: q.view(*(q.shape[:2] + (-1, 4))),  # noqa: RUF005
+        lambda q: q.view((*q.shape[:-1], -1, 4)),
+        lambda q: q.view((q.shape[0],) + q.shape[1:2] + (2, -1)),  # noqa: RUF005
+    ],
+)
+@pytest.mark.parametrize(
+    "merge",
+    [
+        lambda q: q.view(q.size()[:-2] + (8,)),  # noqa: RUF005
+        lambda q: q.view(*(q.shape[:-2] + (8,))),  # noqa: RUF005
+    ],
+)
+def test_shapes_that_are_sums_of_tuples(split: Any, merge: Any) -> None:
+    wide = netaugfx.widen(Heads(split, merge), example_inputs=torch.zeros(2, 3, 4, 4))
+    assert set(wide.widths) == {"embed", "query"}
 
 
 def test_both_factors_of_a_computed_weight_grow() -> None:

@@ -213,13 +213,13 @@ def _guards() -> dict[Any, dict[str, tuple[Any, Any]]]:
 
 
 def _guarded(function: Any) -> Any:
-    def is_number(a: Any) -> bool:
+    def is_tensor(a: Any) -> bool:
         value = a.node.meta["val"] if isinstance(a, fx.Proxy) else None
-        return isinstance(value, Tensor) and value.dim() == 0
+        return isinstance(value, Tensor)  # C would read one of them as a number: torch.pow(x, 2)
 
     def called(*args: Any, **kwargs: Any) -> Any:
         tracer: Recorder | None = getattr(_LOCAL, "tracer", None)
-        if tracer and tracer.recording() and any(map(is_number, (*args, *kwargs.values()))):
+        if tracer and tracer.recording() and any(map(is_tensor, (*args, *kwargs.values()))):
             tracer.parsed(sys._getframe(1))
             return tracer.create_proxy("call_function", function, args, kwargs)
         return function(*args, **kwargs)

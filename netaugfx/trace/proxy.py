@@ -128,6 +128,15 @@ class Value(fx.Proxy):
     def __setitem__(self, index: object, value: object) -> None:
         self.record(operator.setitem, index, value)
 
+    def __add__(self, other: Any) -> Any:
+        # tuples of lengths are joined at once: which length each number is stays plain to see
+        return (*self, *other) if _are_tuples(self, other) else self.record(operator.add, other)
+
+    def __radd__(self, other: Any) -> Any:
+        if _are_tuples(self, other):
+            return (*other, *self)
+        return self.tracer.create_proxy("call_function", operator.add, (other, self), {})
+
     def __divmod__(self, other: Any) -> tuple[Any, Any]:
         return self.record(operator.floordiv, other), self.record(operator.mod, other)
 
@@ -163,6 +172,10 @@ def _in_place(name: str) -> Callable[[Value, Any], Any]:
 
 for _name in _OPERATORS:
     setattr(Value, f"__i{_name}__", _in_place(_name))
+
+
+def _are_tuples(*values: Any) -> bool:
+    return all(isinstance(value, tuple) for value in values)
 
 
 def updated_attribute(node: fx.Node) -> object:

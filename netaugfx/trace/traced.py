@@ -52,6 +52,7 @@ class Inputs:
             bound = inspect.signature(model.forward).bind(*args, **(kwargs or {}))
         except TypeError as error:
             raise InputError(f"The inputs do not fit {name}.forward: {error}.") from None
+        given = {key: key in (kwargs or {}) for key in bound.arguments}
         bound.apply_defaults()
         pairs, spec = pytree.tree_flatten_with_path(dict(bound.arguments))
         leaves = [leaf for _, leaf in pairs]
@@ -64,8 +65,7 @@ class Inputs:
         def rebuild(values: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
             filled = dict(enumerate(leaves)) | dict(zip(places, values, strict=True))
             arguments = pytree.tree_unflatten(list(filled.values()), spec)
-            call = inspect.BoundArguments(bound.signature, arguments)
-            return call.args, call.kwargs
+            return _call(bound.signature, arguments, given)
 
         tree = (str(spec), tuple(places), tuple(constants))
         sizes = ((tuple(t.shape), t.stride(), t.dtype, t.device) for t in tensors)
@@ -129,6 +129,33 @@ class Traced:
             return all(guard.holds(values[guard.node]) for guard in self.guards)
         except Exception:
             return False  # an operator, or an opaque module, that refuses these shapes
+
+
+def _call(
+    signature: inspect.Signature, arguments: Mapping[str, Any], given: Mapping[str, bool]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the call as the user wrote it: what wraps a forward may look for what is given by name, or left out.
+
+    Args:
+        signature: Of the forward.
+        arguments: By name, defaults included.
+        given: Those that the call gives -> whether by keyword.
+    """
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    for key, parameter in signature.parameters.items():
+        value, kind = arguments[key], parameter.kind
+        if kind is parameter.VAR_POSITIONAL:
+            args += value
+        elif kind is parameter.VAR_KEYWORD:
+            kwargs |= value
+        elif given.get(key) is False or kind is parameter.POSITIONAL_ONLY:
+            args.append(value)
+        elif key in given or pytree.tree_any(
+            lambda leaf: isinstance(leaf, Tensor | fx.Proxy), value
+        ):
+            kwargs[key] = value
+    return tuple(args), kwargs
 
 
 def _entry(key: Any) -> object:

@@ -156,6 +156,7 @@ class _Tracer(Recorder):
             leaf = path and (path in self.opaque or self.is_leaf(module, path))
         if leaf:
             return self.create_proxy("call_module", path, args, kwargs)
+        self.check_draws()  # of the caller's own lines
         last, guards, opaque = next(reversed(self.graph.nodes)), dict(self.guards), self.opaque
         self.opaque, mark = dict(opaque), self.state.mark()
         self.stack.append(path)
@@ -167,6 +168,9 @@ class _Tracer(Recorder):
         except NetAugFXError:
             raise
         except (Untraceable, Exception) as error:
+            here = error.__traceback__
+            if isinstance(error, TypeError) and here is not None and here.tb_next is None:
+                raise  # the arguments do not fit: the caller may try others
             reason = self.diagnose(error)
         finally:
             self.stack.pop()
@@ -230,7 +234,10 @@ class _Tracer(Recorder):
         text = str(error).strip().partition("\n")[0] or type(error).__name__
         if not _about_meta(error):
             self.plain_error = self.plain_error or self.run_plain()
-            if repr(self.plain_error) == repr(error):
+            same = repr(self.plain_error) == repr(error)
+            if same and _hooked(self.model, self.root):
+                return f"fails without hooks, which tracing does not run, at {source}: {text}"
+            if same:
                 pairs = zip(self.inputs.names, self.inputs.tensors, strict=True)
                 shapes = ", ".join(f"{name}: {tuple(t.shape)} {t.dtype}" for name, t in pairs)
                 raise InputError(
@@ -258,6 +265,12 @@ def _computed_by_hooks(model: nn.Module) -> dict[str, str]:
         for hook in module._forward_pre_hooks.values()
         if path and type(hook).__module__.startswith("torch.nn.utils.")
     }
+
+
+def _hooked(*models: nn.Module) -> bool:
+    """Whether any module has hooks of its forward; a forward may also register them on a copy."""
+    modules = (module for model in models for module in model.modules())
+    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 
 def _about_meta(error: BaseException) -> bool:

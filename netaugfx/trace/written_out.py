@@ -62,8 +62,11 @@ def multi_head_attention(  # noqa: D417 - torch's arguments
     added = any(x is not None for x in (bias_k, bias_v, static_k, static_v)) or add_zero_attn
     if added or len(_shape(query)) != 3:
         return NotImplemented
-    grown = in_proj_weight is not None and _shape(in_proj_weight)[0] != 3 * embed_dim_to_check
-    if grown or _shape(query)[-1] != embed_dim_to_check:
+    separate = (w for w in (q_proj_weight, k_proj_weight, v_proj_weight) if w is not None)
+    rows = [3 * _shape(w)[0] for w in separate]
+    if in_proj_weight is not None:
+        rows = [_shape(in_proj_weight)[0]]
+    if any(n != 3 * embed_dim_to_check for n in rows) or _shape(query)[-1] != embed_dim_to_check:
         raise RuntimeError(f"expected {embed_dim_to_check} channels")
     scale = (embed_dim_to_check // num_heads) ** -0.5
     if in_proj_weight is not None and query is key is value:

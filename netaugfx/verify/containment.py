@@ -44,8 +44,7 @@ def first_spoilt(
     """
     if program.traced.root.training and _noisy(program):
         return None
-    for name, t in program.traced.constants.items():
-        base.register_buffer(name, t.clone(), persistent=False)  # of the same name in both modes
+    _hold_constants(program, base)
     kept = [(t, t.detach().clone()) for t in _written_to(base)]
     for cautious in (False, True):
         set_random_states(0)
@@ -66,6 +65,17 @@ def first_spoilt(
     finally:
         _put_back(kept)  # operators that mix channels have run on it
     return None
+
+
+def run_traced(program: Program, base: nn.Module, inputs: list[Tensor]) -> Any:
+    """Return what the graph that `program` was made from computes on `base`, whose buffers it may update."""
+    _hold_constants(program, base)
+    return fx.Interpreter(fx.GraphModule(base, program.traced.graph)).run(*inputs)
+
+
+def _hold_constants(program: Program, base: nn.Module) -> None:
+    for name, t in program.traced.constants.items():
+        base.register_buffer(name, t.clone(), persistent=False)  # of the same name in both modes
 
 
 def _written_to(base: nn.Module) -> Iterator[Tensor]:
@@ -289,7 +299,7 @@ def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
         return False
     if not a.is_floating_point() or a.numel() == 0:
         return bool(torch.equal(a, b))
-    apart = a != b  # not so for two infinities of a mask
+    apart = (a != b) & ~(a.isnan() & b.isnan())  # not so for two infinities of a mask
     finite = b[b.isfinite()]
     largest = max(1.0, finite.abs().max().item()) if len(finite) else 1.0
     tolerance = max(tolerance, TOLERANCE.get(a.dtype, 0.0))  # a forward may leave float64

@@ -22,7 +22,7 @@ from ..parts import WideParts, on_meta, share
 from ..plan import Config, Plan
 from ..rewrite import Program
 from ..trace import Inputs, random_states_kept, set_random_states
-from .containment import TOLERANCE, base_part, close, first_spoilt
+from .containment import TOLERANCE, base_part, close, first_spoilt, run_traced
 
 SIDES = {4: 64, 5: 32}  # dimensions of a batch of maps -> pixels
 
@@ -135,7 +135,10 @@ def _joint(wide: WideParts, configs: tuple[Config, ...], seed: int) -> Report:
 
 
 def culprits(wide: WideModel) -> list[str]:
-    """Return widths that must be pinned for the laws to hold: tried one by one, then jointly by bisection."""
+    """Return widths that must be pinned for the laws to hold: tried one by one, then jointly by bisection.
+
+    None where a law is broken while nothing grows.
+    """
     names = [w.name for w in wide.plan.widths if len(w.choices) > 1]
 
     def lawful(some: Iterable[str]) -> bool:
@@ -197,14 +200,24 @@ class _Judge:
             except (NetAugFXError, RuntimeError):
                 if not sides:
                     raise
+        if not self.finite():  # a logarithm of its input, say
+            self.args, self.kwargs = tree_map(_positive, (self.args, self.kwargs))
+
+    def finite(self) -> bool:
+        """Return whether the base's outputs are numbers, where it runs at all."""
+        try:
+            return all(bool(t.isfinite().all()) for t in self.outputs(deep_copy(self.wide.base)))
+        except Exception:
+            return True
 
     def report(self, configs: tuple[Config, ...]) -> Report:
         """Check every law at every config until it fails."""
         failures: dict[int, str] = {}
         unchecked: dict[int, str] = {}
-        with suppress(Exception):  # the base does not run: law 2 says so
-            if changed := self.changed_by_hooks():
-                failures[4] = changed
+        for law, check_base in ((4, self.changed_by_hooks), (2, self.base_graphs)):
+            with suppress(Exception):  # the base does not run: law 2 says so
+                if wrong := check_base():
+                    return Report({law: wrong}, configs, {}, self.dtype)
         for law, check in ((2, self.law_2), (3, self.law_3), (4, self.law_4)):  # 4 zeroes blocks
             for config in configs:
                 if law not in failures:
@@ -247,6 +260,27 @@ class _Judge:
         for m, flag in zip(modules, flags, strict=True):
             m.training = flag
         self.wide.training = self.wide.base.training
+
+    def base_graphs(self) -> str | None:
+        """Return why the graph that subnets are made from is not the base's own forward, None where it is."""
+        with self.modes() as programs:
+            for program in programs:
+                if self.wide.training:  # the two need not draw the same for dropout
+                    continue
+                inputs = Inputs.of(self.wide.base, self.args, self.kwargs).tensors
+                base = deep_copy(self.wide.base)
+                drop_hooks(base, program)
+                found = self.outputs(
+                    lambda *_, b=base, i=inputs, p=program, **__: run_traced(p, b, i)
+                )
+                own = self.outputs(self.wide)
+                same = (close(a, b, self.tolerance) for a, b in zip(found, own, strict=True))
+                if len(found) != len(own) or not all(same):
+                    return (
+                        "the operators found by tracing do not compute what the forward does; it depends on what a "
+                        "graph does not hold"
+                    )
+        return None
 
     def law_2(self, config: Config) -> str | None:
         with self.modes() as programs:
@@ -350,7 +384,7 @@ class _Judge:
     def outputs(self, run: Callable[..., Any]) -> list[Tensor]:
         set_random_states(0)
         with torch.no_grad():
-            return [t for t in tree_leaves(run(*self.args, **self.kwargs)) if isinstance(t, Tensor)]
+            return _output_tensors(run(*self.args, **self.kwargs))
 
     def step(
         self, run: Callable[..., Any], owner: nn.Module
@@ -382,6 +416,10 @@ def _output_tensors(value: Any) -> list[Tensor]:
     return [t for t in tree_leaves(value) if isinstance(t, Tensor)]
 
 
+def _positive(value: Any) -> Any:
+    return value.abs() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
 def _set_flags(model: nn.Module, program: Program) -> None:
     """Give `model` the train and eval flags that the program was traced at."""
     for path, m in program.traced.root.named_modules():
@@ -389,7 +427,7 @@ def _set_flags(model: nn.Module, program: Program) -> None:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool(torch.equal(a, b) or torch.equal(a.isnan(), b.isnan()))
+    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def _short(config: Config, plan: Plan) -> str:
