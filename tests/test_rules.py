@@ -306,6 +306,8 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
     "instance norm": (nn.InstanceNorm2d(6, affine=True), (X,), 1),
     "batch norm": (nn.BatchNorm2d(6), (X,), 1),
     "normalize": (lambda x: F.normalize(x, dim=1), (X,), 1),
+    "renorm": (lambda x: x.renorm(2, 1, 1.0), (X,), 1),
+    "renorm of what is in channels": (lambda x: x.renorm(2, 0, 1.0), (X,), 1),
     "grouped convolution": (nn.Conv2d(6, 9, 3, groups=3), (X,), 1),
     "groups of a fixed number": (made(Halves(nn.Conv2d(6, 4, 3, groups=2))), (X,), 1),
     "groups of a fixed number, transposed": (made(Halves(nn.ConvTranspose2d(6, 4, 2, groups=2))), (X,), 1),

@@ -175,6 +175,15 @@ def _told(op: Op, second: bool) -> bool:
     return given is not None
 
 
+@register_rule(*everywhere(["renorm"]))
+def renorm(op: Op) -> tuple[OpenAxis, ...]:
+    """Vectors along `dim` scaled down to a largest norm, which all other axes are in (max-norm constraints)."""
+    a = op.bind("input", "p", "dim", "maxnorm")
+    x = a["input"]
+    op.mixed(*(axis for d, axis in enumerate(x.axes) if d != a["dim"] % len(x.axes)))
+    return tuple(x.axes)
+
+
 @register_rule(F.normalize)
 def normalize(op: Op) -> tuple[OpenAxis, ...]:
     """Divided by the norm along some axes."""
