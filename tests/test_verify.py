@@ -260,6 +260,22 @@ def test_hooks_that_decide_what_the_model_computes_are_refused() -> None:
     assert set(netaugfx.widen(model, example_inputs=X).widths) == {"stem"}
 
 
+class Drifts(Small):
+    """A count of its own moves on at every pass, in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return super().forward(x) + self.passes
+
+
+def test_a_base_that_never_computes_the_same_twice_can_grow() -> None:
+    assert set(netaugfx.widen(Drifts(), example_inputs=X).widths) == {"stem"}
+
+
 def test_a_subnet_that_changes_what_the_base_computes_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -5,15 +5,13 @@ from .program import (
     Bound,
     Program,
     called_as_it_is,
-    contract,
     count,
     nothing,
     opaque,
-    replace_argument,
-    rewrite,
     scaled,
     tensor,
 )
+from .rewriting import contract, replace_argument, rewrite
 
 __all__ = [
     "BatchStatistics", "Bound", "Program", "called_as_it_is", "contract", "count", "nothing", "opaque",
