@@ -176,6 +176,21 @@ def test_noise_in_training_lets_channels_grow_and_in_eval_mode_pins_them(name: s
     assert "draws random numbers for it in eval mode" in plan.pinned["conv1"]
 
 
+def test_a_parameter_with_the_name_of_a_noise_draws_none() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.normal = nn.Conv2d(3, 4, 1), nn.Parameter(torch.ones(4, 1, 1))
+            self.out = nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.out(self.conv(x) * self.normal)
+            return y
+
+    plan = netaugfx.plan(Named(), factor=2.0, example_inputs=torch.zeros(2, 3, 4, 4))
+    assert plan.elastic_share == 1
+
+
 def test_modules_that_draw_in_training_only_let_channels_grow() -> None:
     x = torch.randn(2, 3, 4, 4)
     wide = netaugfx.widen(Noisy(nn.RReLU(), always=True), factor=2.0, example_inputs=x)

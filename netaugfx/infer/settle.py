@@ -34,7 +34,7 @@ def pin_noise(solver: Solver, traces: Iterable[Traced], typings: Iterable[Typing
         if traced.root.training:
             continue
         for node in traced.graph.nodes:
-            target: Any = node.target
+            target: Any = node.target if node.op.startswith("call") else None
             if node.op == "call_module":
                 target = traced.root.get_submodule(str(target))
             axes = typing.axes.get(node)

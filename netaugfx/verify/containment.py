@@ -241,7 +241,7 @@ def _writes(node: fx.Node, base: fx.Interpreter) -> bool:
 
 def _noisy(program: Program) -> bool:
     for node in program.traced.graph.nodes:
-        target = node.target
+        target: Any = node.target if node.op.startswith("call") else None
         if node.op == "call_module":
             target = program.traced.root.get_submodule(str(target))
         axes = program.typing.axes.get(node)
