@@ -109,8 +109,11 @@ def creation(op: Op) -> tuple[OpenAxis, ...]:
     return created(op)
 
 
-def created(op: Op) -> tuple[OpenAxis, ...]:
-    """Return the axes of a new tensor, whose lengths are arguments: several, or one sequence of them."""
+def created(op: Op, noise: bool = False) -> tuple[OpenAxis, ...]:
+    """Return the axes of a new tensor, whose lengths are arguments: several, or one sequence of them.
+
+    An axis of length 1 is there to be repeated; of noise also where it was computed (a drop path's mask).
+    """
     inside = next((i for i, a in enumerate(op.args) if isinstance(a, Sequence)), None)
     first = inside or int(bool(op.args) and isinstance(op.args[0], Typed))
     keyword = "size" if "size" in op.kwargs else ""
@@ -118,8 +121,9 @@ def created(op: Op) -> tuple[OpenAxis, ...]:
         (keyword, i) if keyword else (first, i) if inside is not None else (first + i,)
         for i in range(len(op.result.shape))
     ]
+    grows = op.lengths if noise else op.derived
     return tuple(
-        fixed(1) if n == 1 and path not in op.derived else op.growing(path, n)
+        fixed(1) if n == 1 and path not in grows else op.growing(path, n)
         for path, n in zip(paths, op.result.shape, strict=True)
     )
 

@@ -69,7 +69,7 @@ def like(op: Op) -> tuple[OpenAxis, ...]:
 def of_size(op: Op) -> tuple[OpenAxis, ...]:
     """A new tensor of numbers, or one with the mean or the deviation of others."""
     sized = "size" in op.kwargs or any(isinstance(a, Sequence) for a in op.args)
-    return created(op) if sized or op.name != "normal" else like(op)
+    return created(op, noise=True) if sized or op.name != "normal" else like(op)
 
 
 @register_rule(F.gumbel_softmax)

@@ -132,6 +132,13 @@ TWO_GRAPHS = NetworkSpec(
 )
 
 
+# A drop path's mask has axes of length 1 that are computed, and the channel is one: the mask is no width for all that.
+ONE_CHANNEL = NetworkSpec(
+    size=8,
+    body=(Conv(out=4), Conv(out=1), Drop(kind="path"), Conv(out=3)),
+    head=Head(reduce="amax", out=1),
+)
+
 # Whether branches are resized depends on the image size, and the literal slice needs a graph.
 BY_SIZE = NetworkSpec(
     size=4,
@@ -148,6 +155,7 @@ BY_SIZE = NetworkSpec(
 @example(BY_SIZE, Growth(eval=True))
 @example(TWO_GRAPHS, Growth())
 @example(TWO_GRAPHS, Growth(eval=True))
+@example(ONE_CHANNEL, Growth())
 @given(networks(), growths)
 def test_random_networks(spec: NetworkSpec, growth: Growth) -> None:
     check(spec, growth)
