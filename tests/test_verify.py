@@ -260,6 +260,20 @@ def test_hooks_that_decide_what_the_model_computes_are_refused() -> None:
     assert set(netaugfx.widen(model, example_inputs=X).widths) == {"stem"}
 
 
+class WritesByPosition(Small):
+    """It writes to what it has used already, and the operator's name does not tell."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        twice = x * 2
+        F.relu(twice, True)
+        return self.head(self.norm(twice + x))
+
+
+def test_what_is_written_to_unseen_is_compared_as_it_was() -> None:
+    assert set(netaugfx.widen(WritesByPosition(), example_inputs=X).widths) == {"stem"}
+
+
 class Drifts(Small):
     """A count of its own moves on at every pass, in eval mode too."""
 

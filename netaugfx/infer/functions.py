@@ -137,8 +137,7 @@ def _read(solver: Solver, here: Reading, node: fx.Node, value: Any, traced: Trac
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     own = solver._typed(typed[node])
     axes = [axis for t in own for axis in t.axes]
-    called = node.op.startswith("call")
-    if called and (draws_noise(node.target, node.args, node.kwargs) or drops(node.target)):
+    if draws_noise(node, traced.root) or (node.op.startswith("call") and drops(node.target)):
         here.claims.append(
             Claim(axes, lambda _: False, f"{here.where} draws numbers for channels ({_line(node)})")
         )

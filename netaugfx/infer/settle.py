@@ -34,11 +34,8 @@ def pin_noise(solver: Solver, traces: Iterable[Traced], typings: Iterable[Typing
         if traced.root.training:
             continue
         for node in traced.graph.nodes:
-            target: Any = node.target if node.op.startswith("call") else None
-            if node.op == "call_module":
-                target = traced.root.get_submodule(str(target))
             axes = typing.axes.get(node)
-            if isinstance(axes, tuple) and draws_noise(target, node.args, node.kwargs):
+            if isinstance(axes, tuple) and draws_noise(node, traced.root):
                 for axis in axes:
                     pin(axis, f"{where(node)} draws random numbers for it in eval mode")
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..unify import OpenAxis, fixed
 from .elementwise import created
@@ -33,26 +33,31 @@ OF_SIZE = ["normal", "rand", "randint", "randn"]
 NOISE = {*FILLED, *LIKE, *OF_SIZE, "gumbel_softmax"}
 
 
-def draws_noise(target: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] = {}) -> bool:
-    """Return whether an operator draws a number for every element of its result; dropout is apart.
+def draws_noise(node: fx.Node, root: nn.Module) -> bool:
+    """Return whether a node draws a number for every element of its result; dropout is apart.
 
     Args:
-        target: A function, a method's name, or a module in the mode that is meant.
-        args: Its positional arguments.
-        kwargs: Those by name.
+        node: Of the graph of a model.
+        root: Where its modules are found, in the mode of the graph.
     """
-    if isinstance(target, nn.Module):
-        return isinstance(target, nn.RReLU) and target.training
-    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    if not node.op.startswith("call"):
+        return False
+    if node.op == "call_module":
+        module = root.get_submodule(str(node.target))
+        return isinstance(module, nn.RReLU) and module.training
+    name = _name(node.target)
     if name in ("rrelu", "rrelu_"):
-        return bool(kwargs.get("training", args[3] if len(args) > 3 else False))
+        return bool(node.kwargs.get("training", node.args[3] if len(node.args) > 3 else False))
     return name in NOISE
 
 
 def drops(target: Any) -> bool:
     """Return whether an operator (a function or a method's name) is a dropout."""
-    name = target if isinstance(target, str) else getattr(target, "__name__", "")
-    return name.removesuffix("_") in DROPOUT
+    return _name(target).removesuffix("_") in DROPOUT
+
+
+def _name(target: Any) -> str:
+    return target if isinstance(target, str) else getattr(target, "__name__", "")
 
 
 @register_rule(*everywhere(DROPOUT), *everywhere(LIKE), *(getattr(Tensor, name) for name in FILLED))

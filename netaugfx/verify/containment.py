@@ -46,16 +46,10 @@ def first_spoilt(
         return None
     _hold_constants(program, base)
     kept = [(t, t.detach().clone()) for t in _written_to(base)]
-    for cautious in (False, True):
-        set_random_states(0)
-        first = _Base(base, program.traced.graph, cautious)
-        try:
-            first.run(*inputs)
-            break
-        except _UnseenWrite:
-            pass
-        finally:
-            _put_back(kept)
+    set_random_states(0)
+    first = _Base(base, program.traced.graph)
+    first.run(*inputs)
+    _put_back(kept)
     set_random_states(0)
     second = _Subnet(program, first, plan, config, tolerance)
     try:
@@ -123,39 +117,27 @@ def _written(target: Any, value: Any) -> Any:
 class _Base(_Graph):
     """The base's graph, every value kept as it was when it was made: what is written to later is copied before.
 
-    Args:
-        module: The base.
-        graph: Its traced graph.
-        cautious: Whether to copy every value at once.
+    What is written to unseen is kept as it is then; a node that differs for it is judged by its operator.
     """
 
-    def __init__(self, module: nn.Module, graph: fx.Graph, cautious: bool = False) -> None:
+    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
         super().__init__(module, graph)
-        self.cautious = cautious
         self.values: dict[fx.Node, Any] = {}
         self.sharing: dict[int, list[fx.Node]] = {}  # memory -> whose values lie there
 
     def run_node(self, n: fx.Node) -> Any:
         origin = self.twins[n]
-        given = [t for t in map(self.env.get, n.all_input_nodes) if isinstance(t, Tensor)]
         if _writes(origin, self):
+            given = [t for t in map(self.env.get, n.all_input_nodes) if isinstance(t, Tensor)]
             for other in [o for t in given for o in self.sharing.pop(_memory(t), ())]:
                 self.values[other] = self.values[other].clone()
-        seen = [(t, t._version) for t in given if _memory(t) in self.sharing]
         value = super().run_node(n)
-        if any(t._version != version for t, version in seen):
-            raise _UnseenWrite
         self.values[origin] = value
-        if isinstance(value, Tensor):
-            if self.cautious or (origin.op == "get_attr" and not isinstance(value, nn.Parameter)):
-                self.values[origin] = value.clone()
-            else:
-                self.sharing.setdefault(_memory(value), []).append(origin)
+        if origin.op == "get_attr" and not isinstance(value, nn.Parameter):
+            self.values[origin] = value.clone() if isinstance(value, Tensor) else value
+        elif isinstance(value, Tensor):
+            self.sharing.setdefault(_memory(value), []).append(origin)
         return value
-
-
-class _UnseenWrite(Exception):  # noqa: N818 - it says to begin anew
-    """An operator has written to what it was given, and its name does not tell."""
 
 
 def _memory(t: Tensor) -> int:
@@ -241,12 +223,10 @@ def _writes(node: fx.Node, base: fx.Interpreter) -> bool:
 
 def _noisy(program: Program) -> bool:
     for node in program.traced.graph.nodes:
-        target: Any = node.target if node.op.startswith("call") else None
-        if node.op == "call_module":
-            target = program.traced.root.get_submodule(str(target))
         axes = program.typing.axes.get(node)
-        noisy = draws_noise(target, node.args, node.kwargs)
-        if noisy and isinstance(axes, tuple) and any(any(widths_of(a)) for a in axes):
+        if not isinstance(axes, tuple) or not draws_noise(node, program.traced.root):
+            continue
+        if any(any(widths_of(a)) for a in axes):
             return True
     return False
 
