@@ -80,6 +80,8 @@ def growths_of(case: Source) -> tuple[Growth, ...]:
 # Under the deep and sweep profiles test_all_laws.py holds all laws against each random network.
 few = settings(max_examples=min(settings.default.max_examples, 50))
 
+faultless: list[str] = []  # the last subject that verify passed as it was
+
 
 def widen_double(source: Source, growth: Growth, dropout: bool = True) -> tuple[Any, nn.Module]:
     """A wide float64 model, and the model that it was made of."""
@@ -94,12 +96,15 @@ def widen(source: Source, growth: Growth, model: nn.Module | None = None, **argu
     """The wide model of a source, its blocks as random as its base.
 
     Nothing is verified, but for networks outside the core: the laws hold for what inference says, not
-    for what is left of it. A network without any width is passed over.
+    for what is left of it; and one that verify found without fault is not verified again for the next law.
+    A network without any width is passed over.
     """
     model = source.build(growth.seed) if model is None else model
     if growth.eval:
         model.eval()
-    arguments = {"verify": not source.core, "example_inputs": source.inputs(), **arguments}
+    subject = repr((source, growth, sorted(arguments.keys() - {"example_inputs"})))
+    verify = not source.core and subject not in faultless
+    arguments = {"verify": verify, "example_inputs": source.inputs(), **arguments}
     try:
         wide = netaugfx.widen(
             model, factor=growth.factor, diversity=growth.diversity, seed=growth.seed, **arguments
@@ -111,6 +116,8 @@ def widen(source: Source, growth: Growth, model: nn.Module | None = None, **argu
             if not source.core:
                 pytest.skip(str(error))
         raise
+    if arguments["verify"] and not any("verification" in why for why in wide.pinned.values()):
+        faultless[:] = [subject]
     augmented = nn.ParameterDict(
         {name.replace(".", "/"): p for name, p in wide.named_augmented_parameters()}
     )
