@@ -138,6 +138,10 @@ class WideModel(nn.Module):
                 raise
             return getattr(base, name)
 
+    def __getitem__(self, key: Any) -> Any:
+        """Return what the base has at `key`: the layer of a Sequential, say; iterating over a Sequential works so."""
+        return self.base[key]  # type: ignore[index]
+
     def train(self, mode: bool = True) -> WideModel:
         """Set training mode as the base's own `train` does."""
         self.base.train(mode)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -52,10 +52,15 @@ class WideParts(WideModel):
         return found
 
     def run(self, config: Config, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Run the base's own forward with every part at its share of the config."""
+        """Run the base's own forward with every part at its share of the config; its buffers stay as they are."""
+        shares = {path: share(config, path) for path in self.plan.parts}
+        parts = self.wides
+        grown = [path for path, part in parts.items() if shares[path] != part.base_config]
         with ExitStack() as stack:
-            for path, part in self.wides.items():
-                stack.enter_context(part.at(share(config, path)))
+            if grown:
+                stack.enter_context(_buffers_put_back(self.base, grown))
+            for path, part in parts.items():
+                stack.enter_context(part.at(shares[path]))
             return self.base(*args, **kwargs)
 
     def load_base(self, state_dict: Mapping[str, Any]) -> None:
@@ -122,6 +127,27 @@ class WideParts(WideModel):
                 axes = tuple(_prefixed(axis, path) for axis in term.axes)
                 terms.append(Term(term.coefficient, axes))
         return Cost(tuple(terms))
+
+
+@contextmanager
+def _buffers_put_back(base: nn.Module, parts: Iterable[str]) -> Iterator[None]:
+    """Give the modules outside these parts copies of their buffers meanwhile: a batch norm's running statistics, say.
+
+    Copies, since a buffer that is written back to would be one that a backward pass finds changed.
+    """
+    around = [
+        (m, dict(m._buffers))
+        for path, m in base.named_modules()
+        if m._buffers and not any(path == p or path.startswith(f"{p}.") for p in parts)
+    ]
+    for m, own in around:
+        m._buffers.update({name: b if b is None else b.clone() for name, b in own.items()})
+    try:
+        yield
+    finally:
+        for m, own in around:
+            m._buffers.clear()
+            m._buffers.update(own)
 
 
 def _prefixed(axis: Axis, path: str) -> Axis:
@@ -247,6 +273,24 @@ def on_meta(example: Any, batch: int | None = None) -> Example:
     return moved
 
 
+def with_values(example: Example, model: nn.Module, seed: int = 0) -> Example:
+    """Return `example` on the device of `model`; what is on the meta device becomes noise from 0 to 1, or zeros."""
+    device = next(model.parameters(), torch.empty(0)).device
+    generator = torch.Generator().manual_seed(seed)
+
+    def filled(t: Any) -> Any:
+        if not isinstance(t, Tensor):
+            return t
+        if t.device.type != "meta":
+            return t.to(device)
+        if not t.is_floating_point():
+            return torch.zeros(t.shape, dtype=t.dtype, device=device)
+        return torch.rand(t.shape, generator=generator, device="cpu").to(device, t.dtype)
+
+    moved: Example = tree_map(filled, example)
+    return moved
+
+
 def calls_of(model: nn.Module, example: Example) -> dict[str, Example]:
     """Run a copy of `model` once in eval mode, and return what reached each of its modules first.
 
@@ -258,19 +302,7 @@ def calls_of(model: nn.Module, example: Example) -> dict[str, Example]:
         TraceError: The forward fails on the example.
     """
     copied = deep_copy(model).eval()
-    p = next(copied.parameters(), torch.empty(0))
-    generator = torch.Generator().manual_seed(0)
-
-    def filled(t: Any) -> Any:
-        if not isinstance(t, Tensor):
-            return t
-        if t.device.type != "meta":
-            return t.to(p.device)
-        if not t.is_floating_point():
-            return torch.zeros(t.shape, dtype=t.dtype, device=p.device)
-        return torch.rand(t.shape, generator=generator, device="cpu").to(p.device, t.dtype)
-
-    args, kwargs = tree_map(filled, example)
+    args, kwargs = with_values(example, copied)
     seen: dict[str, Example] = {}
 
     def meta(t: Any) -> Any:

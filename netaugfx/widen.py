@@ -137,11 +137,10 @@ def widen(
         if not verify:
             return wide
         small = build(model, probe(made), example, seed)
-        faults = dict(_faults(small))
-        if not faults:
+        report = check(small, [small.max_config])
+        if report:
             return wide
-        found = [f"{path}{name}" for path in faults for name in culprits(_at(small, path))]
-        report = "; ".join(faults.values())
+        found = culprits(small)
         if not found or plan is not None:
             raise VerifyError(
                 f"{type(model).__name__}: {report}. Widths found at fault: {found or 'none'}."
@@ -162,19 +161,6 @@ def _reserve(plan: Plan, model: nn.Module) -> None:
         ) from error
 
 
-def _faults(wide: WideModel) -> Iterator[tuple[str, str]]:
-    """Yield prefix and report of every part that breaks a law; a model that is whole has the prefix ''."""
-    parts = wide.wides if isinstance(wide, WideParts) else {"": wide}
-    for path, part in parts.items():
-        report = check(part, [part.max_config])
-        if not report:
-            yield (f"{path}." if path else ""), str(report)
-
-
-def _at(wide: WideModel, prefix: str) -> WideModel:
-    return wide.wides[prefix[:-1]] if isinstance(wide, WideParts) else wide
-
-
 def _inferred(
     model: nn.Module, example_inputs: Any, keep: tuple[str, ...], pins: Mapping[str, str]
 ) -> tuple[Plan, Example]:
@@ -192,7 +178,7 @@ def _inferred(
         except Exception:  # it cannot be copied, or run, either
             raise error from None
         plans = dict(_children(model, "", calls, keep, pins))
-        if not any(made.widths for made in plans.values()):
+        if not pins and not any(made.widths for made in plans.values()):
             raise
         return join(model, plans, why), example
 

@@ -15,7 +15,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 import netaugfx
 from netaugfx.parts import WideParts
-from netaugfx.verify import laws
+from netaugfx.verify import judge
 
 X = torch.zeros(2, 3, 8, 8)
 
@@ -39,13 +39,13 @@ def test_a_forward_that_runs_in_float32_alone_is_checked_in_float32(
     assert report
     assert report.dtype == torch.float32
     assert "checked in torch.float32" in str(report)
-    monkeypatch.setattr(laws, "extract", lambda wide, config: netaugfx.extract_base(wide))
+    monkeypatch.setattr(judge, "extract", lambda wide, config: netaugfx.extract_base(wide))
     assert "is not what extract gives" in netaugfx.verify(wide).failures[3]
 
 
 def test_float64_stays_where_a_law_is_broken_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     wide = netaugfx.widen(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)), example_inputs=X)
-    monkeypatch.setattr(laws, "extract", lambda wide, config: netaugfx.extract_base(wide))
+    monkeypatch.setattr(judge, "extract", lambda wide, config: netaugfx.extract_base(wide))
     report = netaugfx.verify(wide)
     assert set(report.failures) == {3}
     assert report.dtype == torch.float64
@@ -97,6 +97,78 @@ def test_a_model_in_parts() -> None:
     assert report
     assert report.configs == tuple(dict.fromkeys(report.configs))
     assert wide.max_config in report.configs
+
+
+class Normed(Halves):
+    """With a batch norm of its own between its parts, and norms in them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for part, channels in ((self.body, 8), (self.head, 6)):
+            part.insert(1, nn.BatchNorm2d(channels))
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.body(x))
+        return self.head(x if x.mean() < 1e9 else -x)
+
+
+@pytest.mark.parametrize("grown", [{}, {"body.0": 16}, {"body.0": 16, "head.0": 12}])
+def test_only_a_pass_of_the_base_moves_the_statistics_around_parts(grown: dict[str, int]) -> None:
+    wide = netaugfx.widen(Normed().train(), example_inputs=X)
+    assert set(wide.widths) == {"body.0", "head.0"}
+    before = {name: b.clone() for name, b in wide.base.named_buffers()}
+    wide.at(grown)(torch.randn(2, 3, 8, 8)).sum().backward()
+    moved = {name for name, b in wide.base.named_buffers() if not torch.equal(b, before[name])}
+    assert ("norm.running_mean" in moved) == (not grown)
+    assert bool(moved) == (not grown)
+    assert wide.base.norm.weight.grad is not None
+
+
+def remember(module: nn.Module, _: object, output: Tensor) -> None:
+    module.seen = output  # type: ignore[assignment]
+
+
+class Reads(Halves):
+    """Its root reads what a hook left on a layer of its first part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body[0].register_forward_hook(remember)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.body[0].seen.mean()
+
+
+@pytest.mark.parametrize("ran", [False, True])
+def test_a_part_whose_hooks_the_whole_needs_is_pinned(ran: bool) -> None:
+    model = Reads()
+    if ran:  # what an earlier pass left would be read in its place
+        model(X)
+    wide = netaugfx.widen(model, example_inputs=X)
+    assert set(wide.widths) == {"head.0"}
+    assert "hooks ('body.0') change what the base computes" in wide.pinned["body.0"]
+    wide.at(wide.max_config)(X)
+
+
+class Asks(Halves):
+    """Its root asks its part for what a wide model is not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * len(self.body)
+
+
+def test_a_root_that_does_not_run_around_wide_parts_is_told_before_it_runs() -> None:
+    with pytest.raises(netaugfx.PlanError, match="has no len"):
+        netaugfx.widen(Asks(), example_inputs=X)
+
+
+def test_a_layer_of_a_wide_sequential_is_found_by_its_place() -> None:
+    wide = netaugfx.widen(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)), example_inputs=X)
+    assert wide[0] is wide.base[0]
+    assert list(wide) == list(wide.base)
+    with pytest.raises(TypeError, match="'Small' object is not subscriptable"):
+        _ = netaugfx.widen(Small(), example_inputs=X)[0]
 
 
 class Masked(nn.Module):

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from ..checks import seed_of
-from ..contract import both_modes, drop_hooks, extract
-from ..copies import deep_copy
-from ..errors import ExtractError, NetAugFXError, VerifyError
-from ..infer import where
+from ..errors import NetAugFXError, VerifyError
 from ..model import WideModel
-from ..parts import WideParts, on_meta, share
-from ..plan import Config, Plan
-from ..rewrite import Program
-from ..trace import Inputs, random_states_kept, set_random_states, without_caches
-from .containment import TOLERANCE, base_part, close, first_spoilt, run_traced
-
-SIDES = {4: 64, 5: 32}  # dimensions of a batch of maps -> pixels
+from ..parts import WideParts, share
+from ..plan import Config
+from ..trace import random_states_kept
+from .judge import Judge
+from .together import fault_of_the_whole
 
 
 @dataclass(frozen=True)
@@ -63,7 +54,8 @@ def verify(
 ) -> Report:
     """Check laws 2, 3 and 4 by numbers, in float64, on random inputs shaped as the example; `wide` is not changed.
 
-    A model in parts is checked part by part. A forward that does not run in float64 is checked in float32.
+    A forward that does not run in float64 is checked in float32. A model in parts is checked part by part, then as a
+    whole: law 2, and that subnets run where the base does.
 
     2: the base computes the same before and after a subnet ran, and a subnet's pass leaves its buffers alone.
     3: the subnet at a config computes what `extract` gives, outputs and gradients of shared Parameters.
@@ -110,19 +102,20 @@ def verify(
         )  # of attributes: this is a copy
         for dtype in (torch.float64, torch.float32):
             try:
-                judge = _Judge(wide, seed, dtype)
+                judge = Judge(wide, seed, dtype)
             except (NetAugFXError, RuntimeError):
                 if dtype == torch.float32:
                     raise
                 continue
-            report = judge.report(chosen)
+            failures, unchecked = judge.faults(chosen)
+            report = Report(failures, chosen, unchecked, dtype)
             if report or judge.base_runs():
                 break
     return report
 
 
 def _joint(wide: WideParts, configs: tuple[Config, ...], seed: int) -> Report:
-    """Return what is found of all parts."""
+    """Return what is found of all parts; where that is nothing, of the whole."""
     failures: dict[int, str] = {}
     unchecked: dict[int, str] = {}
     dtype = torch.float64
@@ -131,6 +124,8 @@ def _joint(wide: WideParts, configs: tuple[Config, ...], seed: int) -> Report:
         failures = {n: f"{path}: {text}" for n, text in report.failures.items()} | failures
         unchecked = {n: f"{path}: {why}" for n, why in report.unchecked.items()} | unchecked
         dtype = torch.float32 if report.dtype == torch.float32 else dtype
+    if not failures and (wrong := fault_of_the_whole(wide, configs, seed)):
+        failures[2] = wrong
     return Report(failures, configs, unchecked, dtype)
 
 
@@ -139,10 +134,12 @@ def culprits(wide: WideModel) -> list[str]:
 
     None where a law is broken while nothing grows.
     """
-    names = [w.name for w in wide.plan.widths if len(w.choices) > 1]
+    if isinstance(wide, WideParts):
+        return _culprits_of_parts(wide)
+    names = _growing(wide)
 
     def lawful(some: Iterable[str]) -> bool:
-        return bool(verify(wide, [{name: wide.widths[name].choices[-1] for name in some}]))
+        return bool(verify(wide, [_largest(wide, some)]))
 
     if not lawful(()):
         return []
@@ -162,282 +159,25 @@ def culprits(wide: WideModel) -> list[str]:
     return [names[low]] if low < len(names) else names
 
 
-class _Judge:
-    """A copy of a wide model in float64, say, without dropout, and inputs for it."""
-
-    def __init__(self, wide: WideModel, seed: int, dtype: torch.dtype) -> None:
-        self.dtype, self.tolerance = dtype, TOLERANCE[dtype]
-        self.wide = deep_copy(wide).to(dtype)
-        without_caches(self.wide.base)  # of another dtype
-        for m in self.wide.modules():
-            if isinstance(m, nn.modules.dropout._DropoutNd):
-                m.p = 0.0
-            for name in ("drop_prob", "p"):
-                if type(m).__name__ in ("DropPath", "StochasticDepth") and hasattr(m, name):
-                    setattr(m, name, 0.0)
-        self.paths = {path for path, _ in self.wide.base.named_modules()}
-        device = next((p.device for p in wide.parameters()), torch.device("cpu"))
-        self.generator = torch.Generator().manual_seed(seed)
-
-        def fresh(t: Any, sides: Mapping[int, int]) -> Any:
-            if not isinstance(t, Tensor):
-                return t
-            shape = list(t.shape)
-            if t.dim() in sides:
-                shape[2:] = [min(n, sides[t.dim()]) for n in shape[2:]]
-            if not t.is_floating_point():
-                known = t.device.type != "meta" and list(t.shape) == shape
-                return t.to(device) if known else torch.zeros(shape, dtype=t.dtype, device=device)
-            made = torch.randn(shape, generator=self.generator, dtype=dtype, device="cpu")
-            return made.to(device)
-
-        # a smaller image where the model takes one: the laws do not depend on it
-        for sides in (SIDES, {}):
-            self.args, self.kwargs = tree_map(lambda t, sides=sides: fresh(t, sides), wide.example)
-            self.wide.__dict__["example"] = on_meta((self.args, self.kwargs))
-            try:
-                self.programs = both_modes(self.wide)
-                break
-            except (NetAugFXError, RuntimeError):
-                if not sides:
-                    raise
-        if not self.finite():  # a logarithm of its input, say
-            self.args, self.kwargs = tree_map(_positive, (self.args, self.kwargs))
-
-    def finite(self) -> bool:
-        """Return whether the base's outputs are numbers, where it runs at all."""
-        try:
-            return all(bool(t.isfinite().all()) for t in self.outputs(deep_copy(self.wide.base)))
-        except Exception:
-            return True
-
-    def report(self, configs: tuple[Config, ...]) -> Report:
-        """Check every law at every config until it fails."""
-        failures: dict[int, str] = {}
-        unchecked: dict[int, str] = {}
-        for law, check_base in ((4, self.changed_by_hooks), (2, self.base_graphs)):
-            with suppress(Exception):  # the base does not run: law 2 says so
-                if wrong := check_base():
-                    return Report({law: wrong}, configs, {}, self.dtype)
-        for law, check in ((2, self.law_2), (3, self.law_3), (4, self.law_4)):  # 4 zeroes blocks
-            for config in configs:
-                if law not in failures:
-                    try:
-                        found = check(config)
-                    except ExtractError as error:
-                        found = None if law == 3 else str(error)
-                        if law == 3:
-                            unchecked.setdefault(law, str(error))
-                    except Exception as error:  # whatever the network raises, the base does not
-                        said = (str(error).splitlines() or [""])[0]
-                        found = f"{type(error).__name__}: {said}"
-                    if found:
-                        failures[law] = found
-        return Report(failures, configs, unchecked, self.dtype)
-
-    def base_runs(self) -> bool:
-        """Return whether the base itself takes inputs of this dtype, in both modes."""
-        try:
-            with self.modes() as programs:
-                for _ in programs:
-                    self.outputs(self.wide)
-        except Exception:
-            return False
-        return True
-
-    @contextmanager
-    def modes(self) -> Iterator[Iterator[Program]]:
-        """Give the programs of both modes, with the flags of the wide model set to theirs, and put the flags back."""
-        modules = list(self.wide.base.modules())
-        flags = [m.training for m in modules]
-
-        def each() -> Iterator[Program]:
-            for program in self.programs:
-                _set_flags(self.wide.base, program)
-                self.wide.training = self.wide.base.training
-                yield program
-
-        yield each()
-        for m, flag in zip(modules, flags, strict=True):
-            m.training = flag
-        self.wide.training = self.wide.base.training
-
-    def base_graphs(self) -> str | None:
-        """Return why the graph that subnets are made from is not the base's own forward, None where it is."""
-        with self.modes() as programs:
-            for program in programs:
-                if self.wide.training:  # the two need not draw the same for dropout
-                    continue
-                inputs = Inputs.of(self.wide.base, self.args, self.kwargs).tensors
-                base = deep_copy(self.wide.base)
-                drop_hooks(base, program)
-                found = self.outputs(
-                    lambda *_, b=base, i=inputs, p=program, **__: run_traced(p, b, i)
-                )
-                own = self.outputs(self.wide)
-                same = (close(a, b, self.tolerance) for a, b in zip(found, own, strict=True))
-                if (len(found) != len(own) or not all(same)) and self.repeats():
-                    return (
-                        "the operators found by tracing do not compute what the forward does; it depends on what a "
-                        "graph does not hold"
-                    )
-        return None
-
-    def repeats(self) -> bool:
-        """Return whether the base computes the same twice; a generator or a count of its own would let it differ."""
-        pairs = zip(self.outputs(self.wide), self.outputs(self.wide), strict=True)
-        return all(_same(a, b) for a, b in pairs)
-
-    def law_2(self, config: Config) -> str | None:
-        with self.modes() as programs:
-            for _ in programs:
-                if not self.wide.training:
-                    before = self.outputs(self.wide)
-                buffers = {n: b.clone() for n, b in self.wide.base.named_buffers()}
-                self.outputs(self.wide.at(config))
-                for name, b in self.wide.base.named_buffers():
-                    if not torch.equal(b, buffers[name]):
-                        return f"a pass at {_short(config, self.wide.plan)} changes the buffer '{name}'"
-                if not self.wide.training and self.repeats():
-                    for a, b in zip(before, self.outputs(self.wide), strict=True):
-                        if not _same(a, b):
-                            return "the base computes something else after a subnet ran"
-        return None
-
-    def law_3(self, config: Config) -> str | None:
-        plain = extract(self.wide, config)
-        graph = isinstance(plain, fx.GraphModule)
-        with self.modes() as programs:
-            for program in programs:
-                flags = {path: m.training for path, m in program.traced.root.named_modules()}
-                for path, m in plain.named_modules():
-                    if not graph or path in self.paths:
-                        m.training = flags.get(path, program.traced.root.training)
-                    elif path.startswith("dropout_of_"):
-                        m.training = program.traced.root.training
-                mine = self.step(self.wide.at(config), self.wide.base)
-                kept = {n: b.clone() for n, b in plain.named_buffers()}
-                theirs = self.step(plain, plain)
-                for n, b in plain.named_buffers():
-                    b.copy_(kept[n])
-                mode = "train" if program.traced.root.training else "eval"
-                for a, b in zip(mine[0], theirs[0], strict=True):
-                    if not close(a, b, self.tolerance):
-                        return (
-                            f"in {mode} mode the subnet at {_short(config, self.wide.plan)} is not "
-                            "what extract gives"
-                        )
-                largest = max(
-                    (g.abs().max().item() for g in theirs[1].values() if g.numel()), default=0.0
-                )
-                for name, g in mine[1].items():
-                    other = self.base_part(name, theirs[1].get(name), config)
-                    if other is not None and (g - other).abs().max() > self.tolerance * max(
-                        largest, 1e-30
-                    ):
-                        return f"in {mode} mode the gradient of '{name}' is not that of the extracted network"
-        return None
-
-    def base_part(self, name: str, t: Tensor | None, config: Config) -> Tensor | None:
-        axes = self.wide.plan.axes.get(name)
-        return t if t is None or axes is None else base_part(t, axes, self.wide.plan, config, {})
-
-    def changed_by_hooks(self) -> str | None:
-        """Return what is wrong where hooks that no subnet runs change what the base computes."""
-        for program in self.programs:
-            base, plain = deep_copy(self.wide.base), deep_copy(self.wide.base)
-            hooked = drop_hooks(plain, program)
-            if not hooked:
-                return None
-            for m in (base, plain):
-                _set_flags(m, program)
-            pairs = zip(self.outputs(base), self.outputs(plain), strict=True)
-            if not all(close(a, b, self.tolerance) for a, b in pairs):
-                names = ", ".join(repr(path) if path else "of the whole" for path in hooked)
-                return (
-                    f"hooks ({names}) change what the base computes, and wider subnets do not run them; write what "
-                    "they do into a forward, or take them off before widen"
-                )
-        return None
-
-    def law_4(self, config: Config) -> str | None:
-        wide, plan = self.wide, self.wide.plan
-        wide.statistics.clear()  # a recalibrated subnet normalises base channels otherwise
-        wide._bound.clear()
-        base = deep_copy(wide.base)  # its graph may update its buffers
-        with torch.no_grad(), self.modes() as programs:
-            for name, summed in plan.contracted.items():
-                path, _, leaf = name.rpartition(".")
-                for axis in summed:
-                    room, key = wide.rooms.room(path), f"{leaf}_axis{axis}"
-                    block = room._parameters.get(key, room._buffers.get(key))
-                    if block is not None:
-                        block.zero_()
-            drop_hooks(base, self.programs[0])
-            for program in programs:
-                _set_flags(base, program)
-                inputs = Inputs.of(wide.base, self.args, self.kwargs).tensors
-                bound = wide.bound(program, config)
-                node = first_spoilt(program, base, bound, inputs, plan, config, self.tolerance)
-                if node is not None:
-                    mode = "train" if program.traced.root.training else "eval"
-                    return (
-                        f"in {mode} mode the base channels of {where(node)} at {_short(config, plan)} "
-                        "are not what the base computes"
-                    )
-        return None
-
-    def outputs(self, run: Callable[..., Any]) -> list[Tensor]:
-        set_random_states(0)
-        with torch.no_grad():
-            return _output_tensors(run(*self.args, **self.kwargs))
-
-    def step(
-        self, run: Callable[..., Any], owner: nn.Module
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Return outputs and gradients of a random linear function of them."""
-        set_random_states(0)
-        named = {n: p for n, p in owner.named_parameters() if p.requires_grad}
-        with torch.enable_grad():
-            found = _output_tensors(run(*self.args, **self.kwargs))
-            generator = torch.Generator().manual_seed(1)
-            weights = [
-                torch.randn(t.shape, generator=generator, dtype=self.dtype, device="cpu").to(
-                    t.device
-                )
-                for t in found
-            ]
-            terms = [(t * w).sum() for t, w in zip(found, weights, strict=True) if t.requires_grad]
-            if not terms or not named:
-                return found, {}
-            loss = torch.stack([t.double() for t in terms]).sum()
-            gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-        pairs = zip(named, gradients, strict=True)
-        return [t.detach() for t in found], {n: g for n, g in pairs if g is not None}
+def _culprits_of_parts(wide: WideParts) -> list[str]:
+    """Return what is at fault in each part; where each is lawful by itself, all of those that fail in the whole."""
+    found = [
+        f"{path}.{name}"
+        for path, part in wide.wides.items()
+        if not verify(part, [part.max_config])
+        for name in culprits(part)
+    ]
+    if found:
+        return found
+    parts = [[n for n in _growing(wide) if n.startswith(f"{path}.")] for path in wide.wides]
+    alone = [p for p in parts if fault_of_the_whole(wide, (_largest(wide, p),), seed=0)]
+    return [name for names in alone or parts for name in names]
 
 
-def _output_tensors(value: Any) -> list[Tensor]:
-    if hasattr(value, "__dataclass_fields__"):
-        value = [getattr(value, name) for name in value.__dataclass_fields__]
-    return [t for t in tree_leaves(value) if isinstance(t, Tensor)]
+def _growing(wide: WideModel) -> list[str]:
+    return [w.name for w in wide.plan.widths if len(w.choices) > 1]
 
 
-def _positive(value: Any) -> Any:
-    return value.abs() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def _set_flags(model: nn.Module, program: Program) -> None:
-    """Give `model` the train and eval flags that the program was traced at."""
-    for path, m in program.traced.root.named_modules():
-        model.get_submodule(path).training = m.training
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
-
-
-def _short(config: Config, plan: Plan) -> str:
-    if config == plan.max_config:
-        return "the largest config"
-    grown = {name: n for name, n in config.items() if n != plan.base_config[name]}
-    return str(grown) if len(grown) < 4 else f"a config with {len(grown)} widths grown"
+def _largest(wide: WideModel, names: Iterable[str]) -> Config:
+    """Return the config at which these widths alone have their largest size."""
+    return wide.plan.config({name: wide.widths[name].choices[-1] for name in names})
