@@ -100,6 +100,29 @@ def test_kinds() -> None:
 # ------------------------------------------------------------------------------------------------ reasons
 
 
+class Padded(nn.Module):
+    """Channels with zeros on both sides, each seen by a depthwise layer (the shortcut of CIFAR's ResNets)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.depthwise = nn.Conv2d(3, 4, 1), nn.Conv2d(8, 8, 3, groups=8)
+        self.out, self.head = nn.Conv2d(8, 6, 1), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(self.stem(x), (0, 0, 0, 0, 2, 2))
+        return self.head(self.out(self.depthwise(x)))
+
+
+@pytest.mark.parametrize(
+    ("keep", "widths"),
+    [((), {"stem", "depthwise[0]", "depthwise[2]", "out"}), (("stem",), {"out"})],
+)
+def test_zeros_beside_channels_grow_where_these_do(keep: tuple[str, ...], widths: set[str]) -> None:
+    wide = netaugfx.widen(Padded(), example_inputs=torch.randn(2, 3, 8, 8), keep=keep)
+    assert set(wide.widths) == widths
+    assert wide.at(wide.max_config)(torch.randn(2, 3, 8, 8)).shape == (2, 2, 6, 6)
+
+
 def test_layers_in_opaque_modules_count_as_what_does_not_grow() -> None:
     case = next(case for case in CASES if case.name == "reads in eval")
     plan = netaugfx.plan(case.build(), example_inputs=case.inputs())

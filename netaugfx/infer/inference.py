@@ -18,6 +18,7 @@ from .naming import kinds_of, name_axis, name_typing, names_of, share_of, spans_
 from .settle import (
     choose_factors,
     pin_asserted,
+    pin_beside,
     pin_kept,
     pin_noise,
     pin_numbers,
@@ -74,6 +75,7 @@ def infer(
         if name not in by_name:
             raise PlanError(f"Cannot pin {name!r}: no width has this name.")
         pin(((by_name[name],),), reason)
+    pin_beside(solver)
     kinds = kinds_of(solver)
     opaque = {path: reason for traced in traces for path, reason in traced.opaque.items()}
     opaque |= solver.opaque

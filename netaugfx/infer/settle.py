@@ -11,7 +11,7 @@ from torch import fx, nn
 from ..errors import GuardError, PlanError
 from ..rules import Path, draws_noise
 from ..trace import Traced
-from ..unify import OpenAxis, Var, choose, elastic, pin, resolve, variables
+from ..unify import OpenAxis, Var, choose, elastic, pin, resolve, variables, why
 from .lengths import axes_read, number_at
 from .solve import Solver, Typing, where
 
@@ -132,6 +132,23 @@ def pin_asserted(solver: Solver) -> None:
                 for axis in read:
                     pin(axis, f"{where(node)} does not hold at other sizes")
                 break
+
+
+def pin_beside(solver: Solver) -> None:
+    """Pin what channels are padded with where these turned out not to grow: a pass of the plan would find no width."""
+    while True:
+        late = [
+            (here, new, axis)
+            for here, new, axis in solver.beside
+            if elastic(new) and not elastic(axis)
+        ]
+        if not late:
+            return
+        for here, new, axis in late:
+            pin(
+                new,
+                f"{here} pads channels that cannot grow, since {why(axis) or 'they are fixed'}",
+            )
 
 
 def pin_kept(solver: Solver, globs: Iterable[str], root: nn.Module) -> None:

@@ -96,6 +96,9 @@ class Solver:
         self.touched: list[tuple[str, OpenAxis]] = []
         self.ordered: list[OpenAxis] = []
         self.taken: list[OpenAxis] = []  # input channels of convolution and linear layers
+        self.beside: list[
+            tuple[str, OpenAxis, OpenAxis]
+        ] = []  # new elements, and what they are laid beside
         self.numbers: list[tuple[str, list[OpenAxis], OpenAxis]] = []
         self.computed: list[tuple[fx.Node, Typing, Path, list[OpenAxis]]] = []
         self.claims: list[Claim] = []
@@ -301,6 +304,7 @@ class Solver:
         typing.mixing.setdefault(node, []).extend(op.mixing)
         self.ordered += op.in_order
         self.taken += op.taken
+        self.beside += [(op.where, *axes) for axes in op.beside]
         if op.extra:
             typing.extra[node] = op.extra
         for name, axis, of in op.summed:

@@ -91,6 +91,7 @@ class Op:
         self.mixing: list[OpenAxis] = []
         self.in_order: list[OpenAxis] = []
         self.taken: list[OpenAxis] = []
+        self.beside: list[tuple[OpenAxis, OpenAxis]] = []
         self.extra: dict[str, Any] = {}
         self._parameter = parameter
 
@@ -196,10 +197,11 @@ class Op:
                 self.number(path)
         return axes
 
-    def growing(self, path: Path, n: int) -> OpenAxis:
+    def growing(self, path: Path, n: int, beside: OpenAxis | None = None) -> OpenAxis:
         """Return an axis of `n` new elements, as the argument at `path` says: it grows with what it meets.
 
         It follows the axis that the length is read of, where it is; where the length cannot be replaced, it stays.
+        Where it is laid `beside` another axis, it grows only if something there does.
         """
         if path in self.lengths:
             return self.lengths[path]
@@ -208,6 +210,8 @@ class Op:
         axis = free(n)
         self.count(path, axis)
         self.number(path, unless=axis)
+        if beside is not None:
+            self.beside.append((axis, beside))
         return axis
 
     def contracted(self, tensor: Typed, axis: int, of: OpenAxis | None = None) -> None:

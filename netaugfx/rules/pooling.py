@@ -109,9 +109,9 @@ def pad(op: Op) -> tuple[OpenAxis, ...]:
     axes = list(x.axes)
     at = op.path("pad", *PAD)
 
-    def beside(k: int) -> OpenAxis:
+    def beside(k: int, axis: OpenAxis) -> OpenAxis:
         if amounts[k]:
-            return op.growing((*at, k), amounts[k])
+            return op.growing((*at, k), amounts[k], beside=axis)
         op.number((*at, k))
         return ()
 
@@ -120,7 +120,7 @@ def pad(op: Op) -> tuple[OpenAxis, ...]:
         axis = axes[-1 - i]
         constant = mode == "constant" and all(amounts[k] >= 0 for k in sides)
         if elastic(axis) and constant:
-            first, last = map(beside, sides)
+            first, last = (beside(k, axis) for k in sides)
             axes[-1 - i] = (*first, *axis, *last)
             continue
         for k in sides:

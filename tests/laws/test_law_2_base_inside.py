@@ -12,7 +12,19 @@ from tests import measure
 from tests.laws.subject import BY_HAND, Growth, Source, config_of, few, growths, growths_of, widen
 from tests.networks import CASES, Case, Frozen, SamePadded
 from tests.real import TESTED
-from tests.strategies import Conv, NetworkSpec, Shuffle, networks
+from tests.strategies import (
+    Conv,
+    Depthwise,
+    Experts,
+    Gated,
+    Grouped,
+    NetworkSpec,
+    Pad,
+    Pool,
+    Shuffle,
+    Split,
+    networks,
+)
 
 
 def same_pass(
@@ -73,8 +85,21 @@ ONE_BY_ONE = NetworkSpec(
 )
 
 
+# Channels that are padded are pinned only after the graph is read: their zeros' channels cannot grow either.
+PADDED_AND_PINNED = NetworkSpec(
+    stems=((Conv(out=4), Pool(kind="adaptive avg", size=1)),),
+    body=(
+        Conv(out=3),
+        Gated(how="glu"),
+        Experts(out=3, groups=2),
+        Split(first=3, body=(Pad(kind="channels"), Depthwise(), Grouped(groups=3))),
+    ),
+)
+
+
 @few
 @example(ONE_BY_ONE, Growth(factor=2.0))
+@example(PADDED_AND_PINNED, Growth(factor=2.0))
 @given(networks(), growths)
 def test_random_networks(spec: NetworkSpec, growth: Growth) -> None:
     check(spec, growth)
