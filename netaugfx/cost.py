@@ -26,7 +26,7 @@ from torch.utils.flop_counter import flop_registry
 from .axes import Axis, size, widths_of
 from .plan import Plan
 from .rewrite import Bound, Program, count, opaque, scaled, tensor
-from .rules import subnet_batch_norm
+from .rules import SUBNET_BATCH_NORMS
 from .trace import META, random_states_kept, real_copy, to_real
 
 PROBES = (
@@ -224,7 +224,7 @@ class _Counter(fx.Interpreter):
         self.calls: list[tuple[fx.Node, int]] = []
 
     def run_node(self, n: fx.Node) -> Any:
-        if n.target is subnet_batch_norm:  # costs none, and would refuse one value per channel
+        if n.target in SUBNET_BATCH_NORMS:  # costs none, and would refuse one value per channel
             return torch.empty_like(self.fetch_args_kwargs_from_env(n)[0][0])
         with _Flops() as counter:
             try:

@@ -13,7 +13,7 @@ import torch.nn.utils.prune
 from torch import Tensor, nn
 
 import netaugfx
-from netaugfx.rules import registry
+from netaugfx.rules import norm, registry
 from tests.networks import CASES, CORE, WHOLE, Asserts, Case
 from tests.real import REAL
 
@@ -130,6 +130,65 @@ def test_layers_in_opaque_modules_count_as_what_does_not_grow() -> None:
     assert plan.elastic_share == 4 / (4 + 5 + 6)
     everything = nn.Sequential(Opaque(), nn.Conv2d(3, 2, 1))
     assert netaugfx.plan(everything, example_inputs=torch.zeros(2, 3, 4, 4)).elastic_share == 0
+
+
+# ------------------------------------------------------------------------------------------------ several processes
+
+
+def normed(sync: type[nn.Module] = nn.SyncBatchNorm, **arguments: Any) -> nn.Module:
+    layers = [nn.Conv2d(3, 4, 1), sync(4, **arguments), nn.ReLU(), nn.Conv2d(4, 2, 1)]
+    return nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_synchronised_batch_norms_grow_as_others_do(training: bool) -> None:
+    x = torch.randn(4, 3, 5, 5)
+    synced, plain = normed().train(training), normed(nn.BatchNorm2d).train(training)
+    plain.load_state_dict(synced.state_dict())
+    a, b = (netaugfx.widen(m, example_inputs=x) for m in (synced, plain))
+    assert set(a.widths) == {"0"}
+    torch.testing.assert_close(a.at(a.max_config)(x), b.at(b.max_config)(x), rtol=0, atol=0)
+    for wide in (a, b):
+        wide.recalibrate(wide.max_config, [x])
+    torch.testing.assert_close(a.at(a.max_config)(x), b.at(b.max_config)(x), rtol=0, atol=0)
+    subnet = netaugfx.extract(a, a.max_config)
+    assert isinstance(subnet[1], nn.SyncBatchNorm)
+    assert subnet[1].num_features == a.max_config["0"]
+    assert isinstance(nn.SyncBatchNorm.convert_sync_batchnorm(b).base[1], nn.SyncBatchNorm)
+    torch.testing.assert_close(a.at(a.max_config)(x), b.at(b.max_config)(x), rtol=0, atol=0)
+
+
+def test_subnets_synchronise_in_training_among_several_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = torch.randn(4, 3, 5, 5)
+    wide = netaugfx.widen(normed(), example_inputs=x)
+    called: list[tuple[Any, ...]] = []
+
+    def over_two(*args: Any) -> Tensor:  # stands for torch's own, which runs on GPUs alone
+        called.append(args)
+        y, weight, bias, mean, var, eps, momentum, *_ = args
+        return F.batch_norm(y, mean, var, weight, bias, True, momentum, eps)
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group=None: 2)
+    monkeypatch.setattr(norm.SyncBatchNorm, "apply", over_two)
+    wide.at(wide.max_config)(x)
+    ((_, weight, _, mean, var, *_, world),) = called
+    assert len(weight) == wide.max_config["0"]
+    assert mean is None
+    assert var is None
+    assert world == 2
+    wide.eval().at(wide.max_config)(x)
+    assert len(called) == 1
+
+
+def test_a_synchronised_batch_norm_of_some_processes_alone_stays() -> None:
+    model = nn.Sequential(normed(process_group="others"), nn.Conv2d(2, 4, 1), nn.Conv2d(4, 2, 1))
+    plan = netaugfx.plan(model, example_inputs=torch.zeros(2, 3, 5, 5))
+    assert plan.pinned["0.0"].endswith("has a process group of its own")
+    assert plan.opaque["0.1"].endswith("SyncBatchNorm has a process group of its own")
+    assert [w.name for w in plan.widths] == ["0.3", "1"]
 
 
 class Squeezed(nn.Module):

@@ -21,6 +21,7 @@ from .functions import Claim, read_function
 from .lengths import READS, argument, axes_read, derived, lengths_of
 
 OUTPUT = "it is an output of the network"
+NO_RULE = "has no rule"
 LAYERS_OWN = {"weight", "bias", "in_proj_weight", "in_proj_bias", "running_mean", "running_var"}
 HARMLESS = {
     "size",
@@ -225,12 +226,13 @@ class Solver:
         writes = node.target is operator.setitem
         if not writes and not any(isinstance(v, Tensor) for v in tree_leaves(value)):
             if inputs and not _harmless(node):
-                self._pin(inputs, f"{where(node)} has no rule")
+                self._pin(inputs, f"{where(node)} {NO_RULE}")
             if node.target is torch._assert:
                 self.asserted.append((node, typed))
             return value, {}
         target: Any = node.target
         parameter = None
+        why = NO_RULE
         if node.op == "call_module":
             target = self.modules[str(node.target)]
             if node.target in traced.opaque:
@@ -238,9 +240,13 @@ class Solver:
                 return _plain(value), {}
             layer = layer_of(target)
             if layer is not None and not _altered(target):
-                call = layer.lower(target, *args, **kwargs)
-                typing.calls[node] = call
-                return self._call(call, value, node, typing), {}
+                try:
+                    call = layer.lower(target, *args, **kwargs)
+                except NoRule as form:
+                    why = str(form)
+                else:
+                    typing.calls[node] = call
+                    return self._call(call, value, node, typing), {}
 
             def parameter(name: str) -> Typed | None:
                 return self.parameter(f"{node.target}.{name}")
@@ -264,7 +270,7 @@ class Solver:
             computed=derived(node, READS),
             lengths=lengths_of(node, typed),
         )
-        return self._apply(op, target, value, node, typing, typed)
+        return self._apply(op, target, value, node, typing, typed, why)
 
     def _apply(
         self,
@@ -274,10 +280,10 @@ class Solver:
         node: fx.Node,
         typing: Typing,
         typed: Mapping[fx.Node, Any] = {},
+        why: str = NO_RULE,
     ) -> tuple[Any, dict[Path, Any]]:
         rule = rule_of(target)
         axes: Any = None
-        why = "has no rule"
         if rule is not None:
             try:
                 axes = rule(op)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from ..rules import BATCH_NORM, INSTANCE_NORM, subnet_batch_norm, subnet_instance_norm
+from ..rules import BATCH_NORM, INSTANCE_NORM, SUBNET_BATCH_NORMS, subnet_instance_norm
 from .program import Bound, Program, tensor
 
 # what stands in a subnet -> its arguments, the function itself, and what makes it normalise by the batch
 NORMS: dict[Any, tuple[tuple[str, ...], Callable[..., Any] | None, dict[str, bool]]] = {
-    subnet_batch_norm: (BATCH_NORM, F.batch_norm, {"training": True}),
+    **{form: (BATCH_NORM, plain, {"training": True}) for form, plain in SUBNET_BATCH_NORMS.items()},
     subnet_instance_norm: (INSTANCE_NORM, F.instance_norm, {"use_input_stats": True}),
 }
 

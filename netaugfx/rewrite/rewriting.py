@@ -22,13 +22,13 @@ from ..infer import Typing
 from ..plan import Config, Plan
 from ..rules import (
     BATCH_NORM,
+    SUBNET_BATCH_NORMS,
     SUBNET_FORMS,
     Call,
     Path,
     Ref,
     layer_of,
     rule_of,
-    subnet_batch_norm,
 )
 from ..trace import Traced
 from .program import (
@@ -230,7 +230,7 @@ UNREAD = (BATCH_NORM.index("running_mean"), BATCH_NORM.index("running_var"))
 
 def _by_the_batch(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Return whether this is a batch norm that normalises by the batch: in a subnet it has no running statistics."""
-    if SUBNET_FORMS.get(target) is not subnet_batch_norm:
+    if SUBNET_FORMS.get(target) not in SUBNET_BATCH_NORMS:
         return False
     return {**dict(zip(BATCH_NORM, args, strict=False)), **kwargs}.get("training") is True
 

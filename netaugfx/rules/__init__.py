@@ -14,15 +14,16 @@ from . import (
     views,
 )
 from .noise import draws_noise, drops
-from .norm import BATCH_NORM, INSTANCE_NORM, SUBNET_FORMS, subnet_batch_norm, subnet_instance_norm
+from .norm import BATCH_NORM, INSTANCE_NORM, SUBNET_BATCH_NORMS, SUBNET_FORMS, subnet_instance_norm
 from .op import Call, NoRule, Op, Path, Ref, Typed
 from .recurrent import RECURRENT, with_tensors
 from .registry import is_leaf, layer_of, register_rule, resize, rule_of
 
 __all__ = [
-    "BATCH_NORM", "INSTANCE_NORM", "RECURRENT", "SUBNET_FORMS", "Call", "NoRule", "Op", "Path", "Ref", "Typed",
+    "BATCH_NORM", "INSTANCE_NORM", "RECURRENT", "SUBNET_BATCH_NORMS", "SUBNET_FORMS", "Call", "NoRule", "Op",
+    "Path", "Ref", "Typed",
     "contraction", "draws_noise", "drops", "elementwise", "indexing", "is_leaf", "layer_of", "movement",
     "noise", "norm", "pooling", "products", "recurrent",
-    "reduction", "register_rule", "resize", "rule_of", "subnet_batch_norm", "subnet_instance_norm", "views",
+    "reduction", "register_rule", "resize", "rule_of", "subnet_instance_norm", "views",
     "with_tensors",
 ]  # fmt: skip

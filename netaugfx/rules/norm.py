@@ -8,9 +8,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.modules._functions import SyncBatchNorm
 
 from ..unify import OpenAxis, Var, elastic, resolve
-from .op import Call, Op, Ref, Typed
+from .op import Call, NoRule, Op, Ref, Typed
 from .registry import layer, register_rule
 
 BATCH_NORM = (
@@ -25,7 +27,28 @@ BATCH_NORM = (
 )
 
 
-@register_rule(F.batch_norm)
+def sync_batch_norm(
+    input: Tensor,  # noqa: A002 - F.batch_norm's own name
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`F.batch_norm` that in training normalises by the batches of all processes, as `nn.SyncBatchNorm` does."""
+    several = training and dist.is_available() and dist.is_initialized()
+    world = dist.get_world_size() if several else 1
+    if world == 1:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    synchronised: Tensor = SyncBatchNorm.apply(
+        *(input, weight, bias, running_mean, running_var, eps, momentum, dist.group.WORLD, world)
+    )
+    return synchronised
+
+
+@register_rule(F.batch_norm, sync_batch_norm)
 def batch_norm(op: Op) -> tuple[OpenAxis, ...]:
     """Scale, shift and statistics have one element per channel; new ones of the statistics are 0 and 1."""
     a = op.bind(*BATCH_NORM)
@@ -56,6 +79,16 @@ def subnet_batch_norm(
     return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
+def subnet_sync_batch_norm(
+    input: Tensor,  # noqa: A002 - F.batch_norm's own name
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    *others: Any,
+) -> Tensor:
+    """`sync_batch_norm` for a subnet, which is in training: it leaves the base's statistics alone."""
+    return sync_batch_norm(input, None, None, *others)
+
+
 def _resize_batch_norm(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     m: Any = module
     m.num_features = next((len(t) for t in tensors.values() if t.dim()), m.num_features)
@@ -67,6 +100,17 @@ def lower_batch_norm(m: Any, x: Typed) -> Call:
     training = m.training or (m.running_mean is None and m.running_var is None)
     mean, var, weight, bias = map(Ref, BATCH_NORM[1:5])
     return Call(F.batch_norm, (x, mean, var, weight, bias, training, m.momentum or 0.0, m.eps))
+
+
+@layer(nn.SyncBatchNorm, resize=_resize_batch_norm)
+def lower_sync_batch_norm(m: Any, x: Typed) -> Call:
+    """A synchronised batch norm is one in eval mode, and in training one over the batches of all processes."""
+    call = lower_batch_norm(m, x)
+    if m.training:
+        if m.process_group is not None:
+            raise NoRule("has a process group of its own")
+        call.target = sync_batch_norm
+    return call
 
 
 LAYER_NORM = ("input", "normalized_shape", "weight", "bias", "eps")
@@ -189,8 +233,12 @@ def lower_instance_norm(m: Any, x: Typed) -> Call:
 
 
 # what stands in a subnet for operators that would write to the base's buffers
+SUBNET_BATCH_NORMS: dict[Any, Any] = {
+    subnet_batch_norm: F.batch_norm,
+    subnet_sync_batch_norm: sync_batch_norm,
+}
 SUBNET_FORMS: dict[Any, Any] = {
-    F.batch_norm: subnet_batch_norm,
+    **{plain: form for form, plain in SUBNET_BATCH_NORMS.items()},
     F.instance_norm: subnet_instance_norm,
 }
 

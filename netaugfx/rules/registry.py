@@ -189,9 +189,12 @@ def _key(target: Any) -> Any:
 
 
 def _dispatched(function: FunctionType) -> bool:
-    """Return whether a Python function lets tensors decide what it does, as torch's own do."""
-    torch_own = function.__module__ == "torch" or function.__module__.startswith("torch.")
-    return torch_own or "handle_torch_function" in function.__code__.co_names
+    """Return whether a function lets tensors decide what it does, as torch's own do, or is what a layer stands for."""
+    room = f"{function.__module__}."
+    return (
+        room.startswith(("torch.", f"{__package__}."))
+        or "handle_torch_function" in function.__code__.co_names
+    )
 
 
 def _op_name(target: Any) -> str | None:

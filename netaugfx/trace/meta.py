@@ -294,8 +294,11 @@ def compute(
         args[place] = 1.0 if args[place].is_floating_point() else 1
     draws = random_states_kept() if isinstance(target, Applied) or target == "apply" else None
     with META, remembered or nullcontext(), draws or nullcontext():  # factories without a device
-        if kind == "call_module":
-            value = root.get_submodule(target)(*args, **kwargs)
+        module = root.get_submodule(target) if kind == "call_module" else None
+        if isinstance(module, nn.SyncBatchNorm):  # which takes none on meta among several processes
+            value = torch.empty_like(args[0] if args else kwargs["input"])
+        elif module is not None:
+            value = module(*args, **kwargs)
         elif kind == "call_method":
             value = getattr(args[0], target)(*args[1:], **kwargs)
         else:
