@@ -19,9 +19,10 @@ from .errors import ConfigError, InputError, PlanError
 from .infer import infer
 from .plan import KINDS, Config, Plan, Width
 from .programs import Programs
-from .rewrite import BatchStatistics, Bound, Program, rewrite
+from .rewrite import BatchStatistics, Bound, Program, averages, rewrite
 from .rules import is_leaf
 from .sampling import Draw, Within, checked, choose, pool_of, uniform
+from .shell import Shell
 from .storage import Rooms, Sources, own_seed, permute
 from .trace import Inputs, in_mode, meta_copy, trace
 
@@ -32,7 +33,7 @@ step_over = partial(_disable_dynamo, recursive=False)  # torch.compile compiles 
 CACHES = ("_programs", "_sources", "_bound", "_subnets", "_costs", "_chains", "_pools")
 
 
-class WideModel(nn.Module):
+class WideModel(Shell):
     """A model whose widths can grow, made by `widen`.
 
     At rest it is the base: `wide(x)` runs the base's own forward, with its hooks, and has its attributes.
@@ -45,10 +46,8 @@ class WideModel(nn.Module):
         plan: What grows; `widths` and `pinned` are its widths by name, and the reasons of those that do not grow.
     """
 
-    base: nn.Module
     plan: Plan
     example: tuple[tuple[Any, ...], dict[str, Any]]
-    rooms: Rooms
     statistics: dict[Config, dict[str, Tensor]]
     _seed: int
     _active: Config | None
@@ -57,66 +56,16 @@ class WideModel(nn.Module):
     def __init__(
         self, base: nn.Module, plan: Plan, rooms: Rooms, example: tuple[Any, Any], seed: int
     ) -> None:
-        super().__init__()
-        self.room = next(
-            name for name in _reserved() if name not in base._modules and not hasattr(base, name)
-        )
-        # into __dict__: the base may have children of these names, which are then found on `base` alone
+        super().__init__(base, rooms)
         self.__dict__.update(
-            base=base,
             plan=plan,
-            rooms=rooms,
             example=example,
             _seed=seed,
             statistics={},
-            training=base.training,
             _active=None,
             _generator_state=torch.Generator().manual_seed(seed).get_state(),
         )
-        # the same dictionaries, so that .to(), load_state_dict() and the like reach the base
-        self._parameters = base._parameters
-        self._buffers = base._buffers
-        self._non_persistent_buffers_set = base._non_persistent_buffers_set
-        self.__dict__["_modules"] = {**base._modules, self.room: rooms}
         self._forget()
-
-    # ---------------------------------------------------------------------------- children: the base's, and the rooms
-
-    @property
-    def _modules(self) -> dict[str, nn.Module | None]:
-        """The base's children as they are now, and the blocks: what stands in a child's place may change."""
-        own: dict[str, nn.Module | None] = self.__dict__["_modules"]
-        base = self.__dict__.get("base")
-        if base is None or own is base._modules:
-            return own
-        now = {**base._modules, self.room: self.rooms}
-        if len(own) != len(now) or any(own.get(name) is not m for name, m in now.items()):
-            own.clear()
-            own.update(now)
-        return own
-
-    @_modules.setter
-    def _modules(self, modules: dict[str, nn.Module | None]) -> None:
-        self.__dict__["_modules"] = modules
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        base = self.__dict__.get("base")
-        child = isinstance(value, nn.Module) or (base is not None and name in base._modules)
-        if base is not None and child and name != self.room:
-            setattr(base, name, value)
-        else:
-            super().__setattr__(name, value)
-
-    def __delattr__(self, name: str) -> None:
-        if name in self.base._modules:
-            delattr(self.base, name)
-        else:
-            super().__delattr__(name)
-
-    def add_module(self, name: str, module: nn.Module | None) -> None:
-        """Add a child to the base."""
-        if name != self.room:
-            self.base.add_module(name, module)
 
     # ------------------------------------------------------------------------------------------- at rest
 
@@ -126,28 +75,6 @@ class WideModel(nn.Module):
         if config is None:
             return self.base(*args, **kwargs)
         return self._run_active(args, kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        if "base" in self.__dict__:
-            _ = self._modules  # as they are now
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            base = self.__dict__.get("base")
-            if base is None:
-                raise
-            return getattr(base, name)
-
-    def __getitem__(self, key: Any) -> Any:
-        """Return what the base has at `key`: the layer of a Sequential, say; iterating over a Sequential works so."""
-        return self.base[key]  # type: ignore[index]
-
-    def train(self, mode: bool = True) -> WideModel:
-        """Set training mode as the base's own `train` does."""
-        self.base.train(mode)
-        self.rooms.train(mode)
-        self.training = self.base.training
-        return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WideModel:
         """Let the example follow the weights where `.to()`, `.half()` and the like change their dtype."""
@@ -453,11 +380,7 @@ class WideModel(nn.Module):
             self.training = self.base.training
         if not runs:
             raise ConfigError("recalibrate: no batches came; give at least one.")
-        found: dict[str, Tensor] = {}
-        total = sum(run.batches for run in runs.values())
-        for run in runs.values():
-            for name, mean in run.means().items():
-                found[name] = found.get(name, 0) + mean * (run.batches / total)
+        found = averages(runs.values())
         broken = next((name for name, t in found.items() if not t.isfinite().all()), None)
         if broken is not None:
             raise ConfigError(
@@ -589,10 +512,3 @@ def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(batch, tuple | list):
         return tuple(batch), {}
     return (batch,), {}
-
-
-def _reserved() -> Iterator[str]:
-    name = "augmented"
-    while True:
-        yield name
-        name += "_"

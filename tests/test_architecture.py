@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     *("errors", "copies", "checks", "axes", "plan", "unify"),
     *("trace", "rules", "infer", "storage", "rewrite"),
-    *("cost", "sampling", "programs", "model", "parts"),
+    *("cost", "sampling", "programs", "shell", "model", "parts"),
     *("contract", "verify", "widen", "testing", "report"),
 ]
 ROOMS = [room for room in ORDER if (ROOT / "netaugfx" / room).is_dir()]

@@ -1,6 +1,6 @@
 """(graph, Plan) -> a program at a config: one graph for all configs, and the statistics that it gathers."""
 
-from .calibrate import BatchStatistics
+from .calibrate import BatchStatistics, averages
 from .program import (
     Bound,
     Program,
@@ -14,6 +14,6 @@ from .program import (
 from .rewriting import contract, replace_argument, rewrite
 
 __all__ = [
-    "BatchStatistics", "Bound", "Program", "called_as_it_is", "contract", "count", "nothing", "opaque",
+    "BatchStatistics", "Bound", "Program", "averages", "called_as_it_is", "contract", "count", "nothing", "opaque",
     "replace_argument", "rewrite", "scaled", "tensor",
 ]  # fmt: skip

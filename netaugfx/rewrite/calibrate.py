@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -75,3 +75,14 @@ class BatchStatistics(fx.Interpreter):
                 self.sums[key] = self.sums.get(key, 0) + value
                 self.dtypes[key] = given[name].dtype
         return result
+
+
+def averages(runs: Iterable[BatchStatistics]) -> dict[str, Tensor]:
+    """Return buffer name -> average over the batches of all `runs`, which may be of several graphs of one subnet."""
+    runs = list(runs)
+    total = sum(run.batches for run in runs)
+    found: dict[str, Tensor] = {}
+    for run in runs:
+        for name, mean in run.means().items():
+            found[name] = found.get(name, 0) + mean * (run.batches / total)
+    return found

@@ -1,0 +1,101 @@
+"""Shell: a module that looks like the one inside it, and holds one child more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Self
+
+from torch import nn
+
+from .storage import Rooms
+
+
+class Shell(nn.Module):
+    """A base with rooms beside it: it has the base's children, Parameters, buffers and attributes under their names.
+
+    Attributes:
+        base: What is inside; what is set on this as a child is set on the base.
+        rooms: The child more.
+        room: Its name here, `augmented` where the base has nothing of that name.
+    """
+
+    base: nn.Module
+    rooms: Rooms
+
+    def __init__(self, base: nn.Module, rooms: Rooms) -> None:
+        super().__init__()
+        self.room = next(
+            name for name in _reserved() if name not in base._modules and not hasattr(base, name)
+        )
+        # into __dict__: the base may have children of these names, which are then found on `base` alone
+        self.__dict__.update(base=base, rooms=rooms, training=base.training)
+        # the same dictionaries, so that .to(), load_state_dict() and the like reach the base
+        self._parameters = base._parameters
+        self._buffers = base._buffers
+        self._non_persistent_buffers_set = base._non_persistent_buffers_set
+        self.__dict__["_modules"] = {**base._modules, self.room: rooms}
+
+    @property
+    def _modules(self) -> dict[str, nn.Module | None]:
+        """The base's children as they are now, and the blocks: what stands in a child's place may change."""
+        own: dict[str, nn.Module | None] = self.__dict__["_modules"]
+        base = self.__dict__.get("base")
+        if base is None or own is base._modules:
+            return own
+        now = {**base._modules, self.room: self.rooms}
+        if len(own) != len(now) or any(own.get(name) is not m for name, m in now.items()):
+            own.clear()
+            own.update(now)
+        return own
+
+    @_modules.setter
+    def _modules(self, modules: dict[str, nn.Module | None]) -> None:
+        self.__dict__["_modules"] = modules
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        base = self.__dict__.get("base")
+        child = isinstance(value, nn.Module) or (base is not None and name in base._modules)
+        if base is not None and child and name != self.room:
+            setattr(base, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in self.base._modules:
+            delattr(self.base, name)
+        else:
+            super().__delattr__(name)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Add a child to the base."""
+        if name != self.room:
+            self.base.add_module(name, module)
+
+    def __getattr__(self, name: str) -> Any:
+        if "base" in self.__dict__:
+            _ = self._modules  # as they are now
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            base = self.__dict__.get("base")
+            if base is None:
+                raise
+            return getattr(base, name)
+
+    def __getitem__(self, key: Any) -> Any:
+        """Return what the base has at `key`: the layer of a Sequential, say; iterating over a Sequential works so."""
+        return self.base[key]  # type: ignore[index]
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode as the base's own `train` does."""
+        self.base.train(mode)
+        self.rooms.train(mode)
+        self.training = self.base.training
+        return self
+
+
+def _reserved() -> Iterator[str]:
+    name = "augmented"
+    while True:
+        yield name
+        name += "_"
