@@ -169,7 +169,10 @@ def _inferred(
     try:
         traces, example = _traces(model, example)
         return infer(traces, keep=keep, pins=pins)[0], example
-    except TraceError as error:
+    except (TraceError, InputError) as error:
+        # a detector in train mode wants targets; in eval mode its children see what they get
+        if isinstance(error, InputError) and not model.training:
+            raise
         why = str(error).splitlines()[0]
         if not any(True for _ in model.children()):
             raise
