@@ -33,7 +33,7 @@ class WideParts(WideModel):
     Args:
         base: A copy of the user's model with WideModels in place of these children.
         plan: The joint plan of the parts.
-        example: Arguments of a forward.
+        example: Arguments of a forward, with their values where such were given: the base may look at them.
         seed: Of `sample`.
     """
 

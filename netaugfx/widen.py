@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from .axes import size
 from .checks import seed_of
@@ -132,6 +132,7 @@ def widen(
                 + "."
             )
         build = _allocate_parts if made.parts else _allocate
+        example = _with_given_values(example_inputs, example) if made.parts else example
         _reserve(made, model)
         wide = build(model, made, example, seed)
         if not verify:
@@ -177,8 +178,11 @@ def _inferred(
         if not any(True for _ in model.children()):
             raise
         try:
-            calls = calls_of(model, example)
-        except Exception:  # it cannot be copied, or run, either
+            calls = calls_of(model, _with_given_values(example_inputs, example))
+        except TraceError as failure:
+            said = (str(failure.__cause__).splitlines() or [""])[0]
+            raise error if said in str(error) else type(error)(f"{error} {failure}") from None
+        except Exception:  # it cannot be copied
             raise error from None
         plans = dict(_children(model, "", calls, keep, pins))
         if not pins and not any(made.widths for made in plans.values()):
@@ -288,6 +292,16 @@ def _example(model: nn.Module, example_inputs: Any) -> Example:
             "is itself an argument goes into a tuple, example_inputs=(batch,)."
         ) from None
     return on_meta(example)
+
+
+def _with_given_values(given: Any, example: Example) -> Example:
+    """Return the example as it was given, since what cannot be traced may look at values; else `example`."""
+    if given is None:
+        return example
+    kept: Example = tree_map(
+        lambda t: t.detach().clone() if isinstance(t, Tensor) else t, arguments(given)
+    )
+    return kept
 
 
 def _traces(model: nn.Module, example: Example) -> tuple[list[Traced], Example]:

@@ -142,13 +142,42 @@ class Reads(Halves):
 
 @pytest.mark.parametrize("ran", [False, True])
 def test_a_part_whose_hooks_the_whole_needs_is_pinned(ran: bool) -> None:
-    model = Reads()
+    model, x = Reads(), torch.randn(2, 3, 8, 8)
     if ran:  # what an earlier pass left would be read in its place
-        model(X)
-    wide = netaugfx.widen(model, example_inputs=X)
+        model(x)
+    wide = netaugfx.widen(model, example_inputs=x)
     assert set(wide.widths) == {"head.0"}
     assert "hooks ('body.0') change what the base computes" in wide.pinned["body.0"]
     wide.at(wide.max_config)(X)
+
+
+class WantsTargets(Halves):
+    """In training it returns its loss, and looks at its targets in both modes, as detectors do."""
+
+    def forward(self, x: Tensor, targets: list[Tensor] | None = None) -> Tensor:
+        if self.training and targets is None:
+            raise ValueError("targets should not be None")
+        if targets is not None and not all(bool(t.sum() == 1) for t in targets):
+            raise ValueError("targets should sum to 1")
+        y = super().forward(x)
+        return y if targets is None else y.mean((2, 3)).sub(torch.stack(targets)).square().mean()
+
+
+def test_a_model_that_wants_targets_in_training() -> None:
+    targets = [torch.tensor([0.0, 1.0]), torch.tensor([0.5, 0.5])]
+    images_alone = netaugfx.widen(WantsTargets().train(), example_inputs=X)
+    both = netaugfx.widen(WantsTargets().train(), example_inputs=(X, targets))
+    for wide in (images_alone, both):
+        assert set(wide.widths) == {"body.0", "head.0"}
+        assert netaugfx.verify(wide)
+        wide.at(wide.max_config)(torch.randn(2, 3, 8, 8), targets).backward()
+    with pytest.raises(netaugfx.TraceError, match="targets should sum to 1"):
+        netaugfx.widen(WantsTargets().train(), example_inputs=(X, [torch.zeros(2)]))
+    with pytest.raises(netaugfx.InputError, match=r"not be None.* expected input.* to have 3 chan"):
+        netaugfx.widen(WantsTargets().train(), example_inputs=torch.zeros(2, 4, 8, 8))
+    with pytest.raises(netaugfx.InputError) as found:
+        netaugfx.widen(Single().train(), example_inputs=torch.zeros(2, 4, 8, 8))
+    assert str(found.value).count("channels") == 2  # torch's own sentence, once
 
 
 class Asks(Halves):
