@@ -171,10 +171,13 @@ def _inferred(
         traces, example = _traces(model, example)
         return infer(traces, keep=keep, pins=pins)[0], example
     except (TraceError, InputError) as error:
-        # a detector in train mode wants targets; in eval mode its children see what they get
-        if isinstance(error, InputError) and not model.training:
-            raise
         why = str(error).splitlines()[0]
+        if isinstance(error, InputError):
+            if not model.training:
+                raise
+            # a detector wants targets; in eval mode its children see what they get
+            cause = (str(error.__cause__).splitlines() or [""])[0]
+            why = f"it runs on the example inputs in eval mode alone: {cause}"
         if not any(True for _ in model.children()):
             raise
         try:

@@ -127,9 +127,13 @@ def check_logits(model: nn.Module, name: str, images: Tensor, num_classes: int) 
 
 def _torchvision_constructor(name: str) -> Callable[..., nn.Module]:
     """torchvision's constructor; trained weights that fit are loaded, the classifier's do not."""
-    from torchvision.models import get_model, get_model_weights
+    from torchvision.models import get_model, get_model_builder, get_model_weights
+
+    parted = "weights_backbone" in inspect.signature(get_model_builder(name)).parameters
 
     def constructor(*, weights: Any, **options: Any) -> nn.Module:
+        if parted:  # a detector's backbone would be loaded trained otherwise
+            options.setdefault("weights_backbone", None)
         model = get_model(name, weights=None, **options)
         if weights is not None:
             trained = get_model_weights(name)[weights].get_state_dict()

@@ -23,6 +23,15 @@ def test_torchvision() -> None:
     assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
 
 
+def test_a_detector_is_built_without_fetching_its_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(*_: object, **__: object) -> None:
+        raise AssertionError("nothing is to be fetched")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fetch)
+    model = build_model("torchvision:ssdlite320_mobilenet_v3_large", num_classes=7)
+    assert len(model.eval()(torch.zeros(1, 3, 64, 64))) == 1
+
+
 def test_own() -> None:
     model = build_model("netaugfx:tiny_mobilenet", num_classes=10)
     assert sum(parameter.numel() for parameter in model.parameters()) == 13_154
