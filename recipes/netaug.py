@@ -110,7 +110,7 @@ class NetAugTask(TrainingTask):
         seed: seed of the generator if none is given.
 
     Raises:
-        InputError: `wide` contains no WideModel.
+        InputError: `wide` contains no WideModel, or several.
         PlanError: no width of the given kinds can grow.
     """
 
@@ -142,6 +142,7 @@ class NetAugTask(TrainingTask):
             raise ValueError(
                 f"samples must be at least 1, got {samples}; to train the base alone use kinds=()."
             )
+        refuse_several(wide, type(self).__name__)
         self.trainable_module = wide
         self.criterion = resolve_classification_loss(
             criterion, self.device, criterion_kwargs=criterion_kwargs
@@ -301,6 +302,17 @@ def wide_in(module: nn.Module, task: str) -> netaugfx.WideModel:
         f"{task} expects a widened model, got {type(module).__name__}. "
         "Make one with wide = netaugfx.widen(model)."
     )
+
+
+def refuse_several(module: nn.Module, task: str) -> None:
+    """Raise InputError if `module` holds wide models beside the one that `wide_in` finds."""
+    own = set(wide_in(module, task).modules())  # a model in parts holds others
+    found = {n: m for n, m in module.named_modules() if isinstance(m, netaugfx.WideModel)}
+    if any(m not in own for m in found.values()):
+        raise InputError(
+            f"{task} trains one widened model, and {type(module).__name__} holds several: "
+            f"{', '.join(found)}. Widen the model that they stand in, with keep=... for its rest."
+        )
 
 
 def call(module: nn.Module, inputs: Any) -> Any:

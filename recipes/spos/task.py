@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import netaugfx
 from netaugfx.errors import InputError, PlanError
 from netaugfx.plan import KINDS, Config
-from recipes.netaug import call, wide_in
+from recipes.netaug import call, refuse_several, wide_in
 from recipes.spos.budget import Ceiling
 
 
@@ -66,6 +66,7 @@ class SinglePathTask(TrainingTask):
         super().__init__(device=parameter.device, dtype=parameter.dtype, verbose=False)
         if not 0 <= path_dropout <= 1:
             raise ValueError(f"path_dropout must be a probability, got {path_dropout}.")
+        refuse_several(wide, type(self).__name__)
         self.trainable_module = wide
         self.criterion = resolve_classification_loss(criterion, self.device)
         self.path_dropout = path_dropout

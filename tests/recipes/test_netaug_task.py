@@ -188,6 +188,10 @@ def test_distributed_data_parallel(wide: netaugfx.WideModel, batch: tuple[Tensor
 def test_errors(wide: netaugfx.WideModel, batch: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(InputError, match=r"expects a widened model, got TinyMobileNet\. Make one"):
         NetAugTask(small(), F.cross_entropy)
+    several = nn.Sequential(wide, nn.Identity(), copy.deepcopy(wide))
+    with pytest.raises(InputError, match=r"Sequential holds several: 0, 2\. Widen the model"):
+        NetAugTask(several, F.cross_entropy)
+    NetAugTask(several[:2], F.cross_entropy)
     with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
         NetAugTask(wide, F.cross_entropy, samples=0)
     stiff = netaugfx.widen(nn.Sequential(nn.Conv2d(2, 4, 1), nn.Conv2d(4, 3, 1)), factor=2)
