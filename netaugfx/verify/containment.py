@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..axes import Axis, Extent, extent, widths_of
+from ..copies import deep_copy
 from ..plan import Config, Plan
 from ..rewrite import Bound, Program
 from ..rules import draws_noise, drops
@@ -47,13 +48,12 @@ def first_spoilt(
     _hold_constants(program, base)
     kept = [(t, t.detach().clone()) for t in _written_to(base)]
     set_random_states(0)
-    first = _Base(base, program.traced.graph)
-    first.run(*inputs)
-    _put_back(kept)
-    set_random_states(0)
-    second = _Subnet(program, first, plan, config, tolerance)
+    apart = deep_copy(base, {id(p): p for p in base.parameters()})  # its buffers move on
+    subnet = _Subnet(
+        program, _Base(apart, program.traced.graph, inputs), base, plan, config, tolerance
+    )
     try:
-        second.run(bound, *inputs)
+        subnet.run(bound, *inputs)
     except _Spoilt as found:
         return found.node
     finally:
@@ -115,22 +115,38 @@ def _written(target: Any, value: Any) -> Any:
 
 
 class _Base(_Graph):
-    """The base's graph, every value kept as it was when it was made: what is written to later is copied before.
+    """The base's graph, run up to the node that is asked for; `values` are kept until the last node that reads them.
 
-    What is written to unseen is kept as it is then; a node that differs for it is judged by its operator.
+    They are kept as they were when they were made: what is written to later is copied before. What is written to
+    unseen is kept as it is then; a node that differs for it is judged by its operator.
     """
 
-    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
+    def __init__(self, module: nn.Module, graph: fx.Graph, inputs: list[Tensor]) -> None:
         super().__init__(module, graph)
+        self.args_iter = iter(inputs)
         self.values: dict[fx.Node, Any] = {}
         self.sharing: dict[int, list[fx.Node]] = {}  # memory -> whose values lie there
+        self.waiting = iter(self.graph.nodes)
+        self.idle: list[fx.Node] = []  # read by no node from here on
+
+    def advance(self, origin: fx.Node) -> None:
+        """Run up to `origin`; what it draws at random is drawn again by whoever runs next."""
+        while origin not in self.values:
+            for read in self.idle:
+                del self.values[self.twins[read]]
+                self.env.pop(read, None)
+            n = next(self.waiting)
+            with random_states_kept():
+                self.env[n] = self.run_node(n)
+            self.idle = [*self.user_to_last_uses.get(n, ()), *([] if n.users else [n])]
 
     def run_node(self, n: fx.Node) -> Any:
         origin = self.twins[n]
         if _writes(origin, self):
             given = [t for t in map(self.env.get, n.all_input_nodes) if isinstance(t, Tensor)]
             for other in [o for t in given for o in self.sharing.pop(_memory(t), ())]:
-                self.values[other] = self.values[other].clone()
+                if other in self.values:
+                    self.values[other] = self.values[other].clone()
         value = super().run_node(n)
         self.values[origin] = value
         if origin.op == "get_attr" and not isinstance(value, nn.Parameter):
@@ -145,23 +161,32 @@ def _memory(t: Tensor) -> int:
 
 
 class _Subnet(_Graph):
-    """The rewritten graph, compared node by node."""
+    """The rewritten graph, compared node by node with the base's; `again` runs single operators of the base anew."""
 
     def __init__(
-        self, program: Program, base: _Base, plan: Plan, config: Config, tolerance: float
+        self,
+        program: Program,
+        base: _Base,
+        again: nn.Module,
+        plan: Plan,
+        config: Config,
+        tolerance: float,
     ) -> None:
         super().__init__(nn.Module(), program.graph)
         self.axes, self.mixed = program.typing.axes, program.typing.mixed
         self.base, self.plan, self.config, self.tolerance = base, plan, config, tolerance
+        self.again = _Graph(again, program.traced.graph)
         self.cache: dict[Axis, Extent] = {}
         self.made: dict[fx.Node, fx.Node] = {}  # node of the traced graph -> node here
 
     def run_node(self, n: fx.Node) -> Any:
         origin: Any = self.twins[n].meta.get("origin")
+        if origin is not None:
+            self.base.advance(origin)
         own = self._restricted(origin) if origin in self.mixed else None
         # what writes to its input has to be asked first
         early = None
-        if origin is not None and own is None and _writes(origin, self.base):
+        if origin is not None and own is None and _writes(origin, self.again):
             early = self._restricted(origin)
         value = super().run_node(n)
         if origin is None:
@@ -206,7 +231,7 @@ class _Subnet(_Graph):
 
         args, kwargs = fx.node.map_arg((origin.args, dict(origin.kwargs)), argument)
         with random_states_kept():  # what the operator draws here, it draws again in the subnet
-            return getattr(self.base, origin.op)(origin.target, args, kwargs)
+            return getattr(self.again, origin.op)(origin.target, args, kwargs)
 
 
 def _writes(node: fx.Node, base: fx.Interpreter) -> bool:
