@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ..contract import drop_hooks, extract_base
@@ -28,16 +28,18 @@ def fault_of_the_whole(wide: WideParts, configs: tuple[Config, ...], seed: int) 
     with random_states_kept():
         base, whole, plain = extract_base(wide), deep_copy(wide), deep_copy(wide)
         args, kwargs = with_values(wide.example, whole, seed)
-        with suppress(Exception), torch.no_grad():  # what hooks left before is of other images then
-            others = tree_map(_darker, (args, kwargs))
-            in_mode(plain, False)(*others[0], **others[1])
-        hooked = _without_hooks(plain, configs)
 
         def outputs(run: Callable[..., Any]) -> list[Tensor]:
             set_random_states(seed)
             with torch.no_grad():
                 return output_tensors(run(*args, **kwargs))
 
+        hooked: list[str] = []
+        if any(m._forward_hooks or m._forward_pre_hooks for m in plain.modules()):
+            with suppress(Exception), torch.no_grad():  # what hooks left is of other images then
+                others = tree_map(_darker, (args, kwargs))
+                in_mode(plain, False)(*others[0], **others[1])
+            hooked = _without_hooks(plain, configs)
         for mode in ("eval", "train"):
             for model in (base, whole, plain):
                 in_mode(model, mode == "train")
@@ -52,12 +54,8 @@ def fault_of_the_whole(wide: WideParts, configs: tuple[Config, ...], seed: int) 
                 return f"in {mode} mode the whole fails where its parts are wide, and not before: {said(error)}"
             if repeats and not _all_same(before, found):
                 return "the base computes something else where its parts are wide"
-            if hooked and repeats:
-                with suppress(Exception):
-                    if _all_same(before, outputs(plain)):
-                        hooked = []
-                if hooked:
-                    return hooks_change_the_base(hooked)
+            if hooked and repeats and not _computes(plain, before, outputs):
+                return hooks_change_the_base(hooked)
             kept = {name: b.clone() for name, b in whole.base.named_buffers()}
             for config in configs:
                 at = f"in {mode} mode, at {short(config, wide.plan)}"
@@ -85,6 +83,15 @@ def _without_hooks(whole: WideParts, configs: tuple[Config, ...]) -> list[str]:
             program, _ = part.program(*part.example)
             had += [f"{path}.{p}".rstrip(".") for p in drop_hooks(part.base, program)]
     return had
+
+
+def _computes(
+    model: nn.Module, expected: list[Tensor], outputs: Callable[[nn.Module], list[Tensor]]
+) -> bool:
+    try:
+        return _all_same(expected, outputs(model))
+    except Exception:
+        return False
 
 
 def _all_same(a: list[Tensor], b: list[Tensor]) -> bool:
