@@ -173,9 +173,7 @@ def _inferred(
     except (TraceError, InputError) as error:
         why = str(error).splitlines()[0]
         if isinstance(error, InputError):
-            if not model.training:
-                raise
-            # a detector wants targets; in eval mode its children see what they get
+            # a detector wants targets in training; in eval mode its children see what they get
             cause = (str(error.__cause__).splitlines() or [""])[0]
             why = f"it runs on the example inputs in eval mode alone: {cause}"
         if not any(True for _ in model.children()):

@@ -180,6 +180,28 @@ def test_a_model_that_wants_targets_in_training() -> None:
     assert str(found.value).count("channels") == 2  # torch's own sentence, once
 
 
+class Learns(nn.Module):
+    """Its forward could be traced in eval mode; in training it wants a target."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+
+    def forward(self, x: Tensor, target: Tensor | None = None) -> Tensor:
+        y = self.body(x)
+        return F.mse_loss(y, target) if self.training else y
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_what_runs_on_the_example_in_eval_mode_alone_is_widened_in_parts(mode: bool) -> None:
+    wide = netaugfx.widen(Learns().train(mode), example_inputs=X)
+    assert wide.plan.parts == ("body",)
+    assert "runs on the example inputs in eval mode alone" in wide.plan.opaque[""]
+    whole = netaugfx.widen(Learns().train(mode), example_inputs=(X, torch.zeros(2, 2, 8, 8)))
+    assert not whole.plan.parts
+    assert set(whole.widths) == {"body.0"}
+
+
 class Asks(Halves):
     """Its root asks its part for what a wide model is not."""
 
