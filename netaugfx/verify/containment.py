@@ -64,7 +64,7 @@ def first_spoilt(
 def run_traced(program: Program, base: nn.Module, inputs: list[Tensor]) -> Any:
     """Return what the graph that `program` was made from computes on `base`, whose buffers it may update."""
     _hold_constants(program, base)
-    return fx.Interpreter(fx.GraphModule(base, program.traced.graph)).run(*inputs)
+    return fx.Interpreter(base, graph=program.traced.graph).run(*inputs)
 
 
 def _hold_constants(program: Program, base: nn.Module) -> None:
@@ -93,11 +93,10 @@ class _Spoilt(Exception):  # noqa: N818 - it carries the node out of the run
 
 
 class _Graph(fx.Interpreter):
-    """A graph run without dropout, and with zeros in memory as yet unwritten; `twins` are the given graph's nodes."""
+    """A graph run without dropout, and with zeros in memory as yet unwritten."""
 
     def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
-        super().__init__(fx.GraphModule(module, graph))
-        self.twins = dict(zip(self.graph.nodes, graph.nodes, strict=True))
+        super().__init__(module, graph=graph)  # it is read, so nothing is compiled
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if drops(target):
@@ -133,26 +132,24 @@ class _Base(_Graph):
         """Run up to `origin`; what it draws at random is drawn again by whoever runs next."""
         while origin not in self.values:
             for read in self.idle:
-                del self.values[self.twins[read]]
-                self.env.pop(read, None)
+                del self.values[read], self.env[read]
             n = next(self.waiting)
             with random_states_kept():
                 self.env[n] = self.run_node(n)
             self.idle = [*self.user_to_last_uses.get(n, ()), *([] if n.users else [n])]
 
     def run_node(self, n: fx.Node) -> Any:
-        origin = self.twins[n]
-        if _writes(origin, self):
+        if _writes(n, self):
             given = [t for t in map(self.env.get, n.all_input_nodes) if isinstance(t, Tensor)]
             for other in [o for t in given for o in self.sharing.pop(_memory(t), ())]:
                 if other in self.values:
                     self.values[other] = self.values[other].clone()
         value = super().run_node(n)
-        self.values[origin] = value
-        if origin.op == "get_attr" and not isinstance(value, nn.Parameter):
-            self.values[origin] = value.clone() if isinstance(value, Tensor) else value
+        self.values[n] = value
+        if n.op == "get_attr" and not isinstance(value, nn.Parameter):
+            self.values[n] = value.clone() if isinstance(value, Tensor) else value
         elif isinstance(value, Tensor):
-            self.sharing.setdefault(_memory(value), []).append(origin)
+            self.sharing.setdefault(_memory(value), []).append(n)
         return value
 
 
@@ -180,7 +177,7 @@ class _Subnet(_Graph):
         self.made: dict[fx.Node, fx.Node] = {}  # node of the traced graph -> node here
 
     def run_node(self, n: fx.Node) -> Any:
-        origin: Any = self.twins[n].meta.get("origin")
+        origin: Any = n.meta.get("origin")
         if origin is not None:
             self.base.advance(origin)
         own = self._restricted(origin) if origin in self.mixed else None
