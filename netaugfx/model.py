@@ -16,6 +16,7 @@ from .checks import check_state, shape_of
 from .copies import deep_copy
 from .cost import Cost, cost, counted
 from .errors import ConfigError, InputError, PlanError
+from .examples import arguments
 from .infer import infer
 from .plan import KINDS, Config, Plan, Width
 from .programs import Programs
@@ -503,12 +504,3 @@ class Subnet:
             f"A subnet has no {name!r}: it is a call that shares the weights and the mode of `wide`. "
             f"Use wide.{name}, which is the base's, or netaugfx.extract(wide, config) for a module of its own."
         )
-
-
-def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return a batch as positional and keyword arguments: a dict is the latter, a tuple or list the former."""
-    if isinstance(batch, Mapping):
-        return (), dict(batch)
-    if isinstance(batch, tuple | list):
-        return tuple(batch), {}
-    return (batch,), {}

@@ -17,12 +17,11 @@ from .checks import check_state
 from .copies import deep_copy
 from .cost import Cost, Term
 from .errors import ConfigError, NetAugFXError, TraceError
+from .examples import Example, with_values
 from .infer import OUTPUT, out_channels
 from .model import WideModel
 from .plan import Config, Layer, Plan
 from .storage import Rooms, checked
-
-Example = tuple[tuple[Any, ...], dict[str, Any]]
 
 PORT = "it leaves '{}', which is traced apart, since the model around it cannot be traced"
 
@@ -251,44 +250,6 @@ def part_of(plan: Plan, path: str) -> Plan:
         parts=(),
         flow=tuple(_renamed(x, cut) for x in plan.flow if x.name.startswith(start)),
     )
-
-
-def on_meta(example: Any, batch: int | None = None) -> Example:
-    """Return `example` on the meta device; whole numbers and flags, which may decide lengths, keep their values.
-
-    Args:
-        example: Positional and keyword arguments.
-        batch: How many samples there shall be of the one.
-    """
-
-    def meta(t: Any) -> Any:
-        if not isinstance(t, Tensor):
-            return t
-        shape = t.shape if batch is None else (batch, *t.shape[1:])
-        if t.is_floating_point() or t.is_complex() or t.device.type == "meta":
-            return torch.empty(shape, dtype=t.dtype, device="meta")
-        return t.detach().expand(shape).clone()
-
-    moved: Example = tree_map(meta, example)
-    return moved
-
-
-def with_values(example: Example, model: nn.Module, seed: int = 0) -> Example:
-    """Return `example` on the device of `model`; what is on the meta device becomes noise from 0 to 1, or zeros."""
-    device = next(model.parameters(), torch.empty(0)).device
-    generator = torch.Generator().manual_seed(seed)
-
-    def filled(t: Any) -> Any:
-        if not isinstance(t, Tensor):
-            return t
-        if t.device.type != "meta":
-            return t.to(device)
-        if not t.is_floating_point():
-            return torch.zeros(t.shape, dtype=t.dtype, device=device)
-        return torch.rand(t.shape, generator=generator, device="cpu").to(device, t.dtype)
-
-    moved: Example = tree_map(filled, example)
-    return moved
 
 
 def calls_of(model: nn.Module, example: Example) -> dict[str, Example]:

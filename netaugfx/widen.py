@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from .axes import size
 from .checks import seed_of
 from .copies import deep_copy
 from .errors import InputError, NetAugFXError, PinnedError, PlanError, TraceError, VerifyError
+from .examples import Example, arguments, on_meta, with_given
 from .infer import OUTPUT, infer
-from .model import WideModel, arguments
-from .parts import Example, WideParts, calls_of, join, on_meta, part_of
+from .model import WideModel
+from .parts import WideParts, calls_of, join, part_of
 from .plan import Amount, Plan, with_choices
 from .rules import is_leaf, resize
 from .storage import Rooms, create, form, initial, own_seed
@@ -132,7 +133,7 @@ def widen(
                 + "."
             )
         build = _allocate_parts if made.parts else _allocate
-        example = _with_given_values(example_inputs, example) if made.parts else example
+        example = with_given(example_inputs, example) if made.parts else example
         _reserve(made, model)
         wide = build(model, made, example, seed)
         if not verify:
@@ -179,7 +180,7 @@ def _inferred(
         if not any(True for _ in model.children()):
             raise
         try:
-            calls = calls_of(model, _with_given_values(example_inputs, example))
+            calls = calls_of(model, with_given(example_inputs, example))
         except TraceError as failure:
             said = (str(failure.__cause__).splitlines() or [""])[0]
             raise error if said in str(error) else type(error)(f"{error} {failure}") from None
@@ -293,16 +294,6 @@ def _example(model: nn.Module, example_inputs: Any) -> Example:
             "is itself an argument goes into a tuple, example_inputs=(batch,)."
         ) from None
     return on_meta(example)
-
-
-def _with_given_values(given: Any, example: Example) -> Example:
-    """Return the example as it was given, since what cannot be traced may look at values; else `example`."""
-    if given is None:
-        return example
-    kept: Example = tree_map(
-        lambda t: t.detach().clone() if isinstance(t, Tensor) else t, arguments(given)
-    )
-    return kept
 
 
 def _traces(model: nn.Module, example: Example) -> tuple[list[Traced], Example]:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 # Each file or room (a folder) of netaugfx imports only from those that stand before it here.
 ORDER = [
-    *("errors", "copies", "checks", "axes", "plan", "unify"),
+    *("errors", "copies", "checks", "examples", "axes", "plan", "unify"),
     *("trace", "rules", "infer", "storage", "rewrite"),
     *("cost", "sampling", "programs", "shell", "model", "parts"),
     *("contract", "verify", "widen", "testing", "report"),

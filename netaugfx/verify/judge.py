@@ -13,9 +13,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ..contract import both_modes, drop_hooks, extract
 from ..copies import deep_copy
 from ..errors import ExtractError, NetAugFXError
+from ..examples import on_meta
 from ..infer import where
 from ..model import WideModel
-from ..parts import on_meta
 from ..plan import Config, Plan
 from ..rewrite import Program
 from ..trace import Inputs, set_random_states, without_caches

@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_map
 
 from ..contract import drop_hooks, extract_base
 from ..copies import deep_copy
-from ..parts import WideParts, share, with_values
+from ..examples import with_values
+from ..parts import WideParts, share
 from ..plan import Config
 from ..trace import in_mode, random_states_kept, set_random_states
 from .judge import hooks_change_the_base, output_tensors, said, same, short
