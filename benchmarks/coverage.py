@@ -186,6 +186,8 @@ def judge(name: str, most: float, plans: bool) -> dict[str, Any]:
     unchecked = report.unchecked.get(3)
     lawful = f"lawful, but law 3 was not checked: {unchecked}" if unchecked else "lawful"
     row["verdict"] = f"law 1: {changed}" if changed else lawful if report else str(report)
+    if report.since:
+        row["since"] = f"in float32: {report.since.partition(' (')[0]}"
     return row
 
 
@@ -244,10 +246,11 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for r in rows:
         why = "; ".join(f"{n} x {text}" for text, n in r.get("pinned", {}).items())
+        verdict = ", ".join(s for s in (r["verdict"], r.get("since")) if s).replace("|", "/")
         other = re.sub(r"[|\s]+", " ", r.get("torch_pruning", ""))[:60]
         lines.append(
             f"| {r['model']} | {r.get('parameters', 0):,} | {r.get('side', '')} | {r.get('widths', '')} | "
-            f"{r.get('share', '')} | {why} | {r.get('plan_seconds', '')} | {r['verdict'].replace('|', '/')} |"
+            f"{r.get('share', '')} | {why} | {r.get('plan_seconds', '')} | {verdict} |"
             + f" {other} |"
             * bool(against)
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -49,6 +50,27 @@ def test_float64_stays_where_a_law_is_broken_in_it(monkeypatch: pytest.MonkeyPat
     report = netaugfx.verify(wide)
     assert set(report.failures) == {3}
     assert report.dtype == torch.float64
+
+
+@pytest.mark.parametrize("enough", [True, False])
+def test_where_memory_is_short_it_is_float32(monkeypatch: pytest.MonkeyPatch, enough: bool) -> None:
+    wide = netaugfx.widen(Small(), example_inputs=X, verify=False)
+    law_3 = judge.Judge.law_3
+
+    def short(self: judge.Judge, config: Any) -> str | None:
+        if self.dtype == torch.float64 or not enough:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+        return law_3(self, config)
+
+    monkeypatch.setattr(judge.Judge, "law_3", short)
+    if enough:
+        report = netaugfx.verify(wide)
+        assert report
+        assert report.dtype == torch.float32
+        assert "float64 takes more memory than there is (RuntimeError: Default" in str(report)
+    else:
+        with pytest.raises(netaugfx.VerifyError, match=r"Memory is short.* or verify=False"):
+            netaugfx.widen(Small(), example_inputs=X)
 
 
 class FloatInside(nn.Module):

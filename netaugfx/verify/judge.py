@@ -74,7 +74,11 @@ class Judge:
             return True
 
     def faults(self, configs: tuple[Config, ...]) -> tuple[dict[int, str], dict[int, str]]:
-        """Check every law at every config until it fails; return what breaks each, and why each was not checked."""
+        """Check every law at every config until it fails; return what breaks each, and why each was not checked.
+
+        Raises:
+            MemoryError: Memory is short.
+        """
         failures: dict[int, str] = {}
         unchecked: dict[int, str] = {}
         for law, check_base in ((4, self.changed_by_hooks), (2, self.base_graphs)):
@@ -91,6 +95,8 @@ class Judge:
                         if law == 3:
                             unchecked.setdefault(law, str(error))
                     except Exception as error:  # whatever the network raises, the base does not
+                        if short_of_memory(error):
+                            raise MemoryError(said(error)) from None
                         found = said(error)
                     if found:
                         failures[law] = found
@@ -312,6 +318,14 @@ def short(config: Config, plan: Plan) -> str:
         return "the largest config"
     grown = {name: n for name, n in config.items() if n != plan.base_config[name]}
     return str(grown) if len(grown) < 4 else f"a config with {len(grown)} widths grown"
+
+
+def short_of_memory(error: Exception) -> bool:
+    """Return whether an error says that memory is short."""
+    text = str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        words in text for words in ("can't allocate memory", "not enough memory", "out of memory")
+    )
 
 
 def said(error: Exception) -> str:

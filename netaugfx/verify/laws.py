@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -14,7 +14,7 @@ from ..model import WideModel
 from ..parts import WideParts, share
 from ..plan import Config
 from ..trace import random_states_kept
-from .judge import Judge
+from .judge import Judge, said, short_of_memory
 from .together import fault_of_the_whole
 
 
@@ -26,13 +26,15 @@ class Report:
         failures: Law number -> what breaks it.
         configs: What was tried.
         unchecked: Law number -> why it was not checked: `extract`, which law 3 is about, refused.
-        dtype: What it was checked in; float32 where the forward does not run in float64.
+        dtype: What it was checked in; float32 where the forward does not run in float64, or memory is short.
+        since: Why it was not float64.
     """
 
     failures: Mapping[int, str]
     configs: tuple[Config, ...]
     unchecked: Mapping[int, str] = field(default_factory=dict)
     dtype: torch.dtype = torch.float64
+    since: str = ""
 
     def __bool__(self) -> bool:
         return not self.failures
@@ -45,7 +47,7 @@ class Report:
             parts = [f"laws {held} hold at {len(self.configs)} configs"]
         parts += [f"law {n} was not checked: {why}" for n, why in self.unchecked.items()]
         if self.dtype != torch.float64:
-            parts += [f"checked in {self.dtype}, since the forward does not run in float64"]
+            parts += [f"checked in {self.dtype}, since {self.since}"]
         return "; ".join(parts)
 
 
@@ -54,8 +56,8 @@ def verify(
 ) -> Report:
     """Check laws 2, 3 and 4 by numbers, in float64, on random inputs shaped as the example; `wide` is not changed.
 
-    A forward that does not run in float64 is checked in float32. A model in parts is checked part by part, then as a
-    whole: law 2, and that subnets run where the base does.
+    A forward that does not run in float64, or not in the memory that there is, is checked in float32. A model in parts
+    is checked part by part, then as a whole: law 2, and that subnets run where the base does.
 
     2: the base computes the same before and after a subnet ran, and a subnet's pass leaves its buffers alone.
     3: the subnet at a config computes what `extract` gives, outputs and gradients of shared Parameters.
@@ -72,7 +74,7 @@ def verify(
         report says: `report.unchecked[3]` is the reason.
 
     Raises:
-        VerifyError: The model has no values (it is on the meta device).
+        VerifyError: The model has no values (it is on the meta device); memory is short in float32 too.
     """
     if not isinstance(wide, WideModel):
         raise VerifyError(f"verify expects what widen() returned; {type(wide).__name__} came.")
@@ -100,33 +102,59 @@ def verify(
         warnings.filterwarnings(
             "ignore", message=".*wider subnets"
         )  # of attributes: this is a copy
-        for dtype in (torch.float64, torch.float32):
-            try:
-                judge = Judge(wide, seed, dtype)
-            except (NetAugFXError, RuntimeError):
-                if dtype == torch.float32:
-                    raise
-                continue
-            failures, unchecked = judge.faults(chosen)
-            report = Report(failures, chosen, unchecked, dtype)
-            if report or judge.base_runs():
-                break
-    return report
+        try:
+            report = _judged(wide, chosen, seed, torch.float64)
+            since = "the forward does not run in float64"
+        except MemoryError as error:
+            report, since = None, f"float64 takes more memory than there is ({error})"
+        if report is not None:
+            return report
+        try:
+            report = _judged(wide, chosen, seed, torch.float32)
+        except MemoryError as error:
+            raise VerifyError(
+                f"Memory is short for verification ({error}): it runs the widest subnet forward and backward on inputs "
+                "like the example. Give example_inputs of fewer samples or pixels, or verify=False."
+            ) from error
+        assert report is not None
+        return replace(report, since=since)
+
+
+def _judged(
+    wide: WideModel, configs: tuple[Config, ...], seed: int, dtype: torch.dtype
+) -> Report | None:
+    """Return what is found in one dtype; None where the forward does not run in float64.
+
+    Raises:
+        MemoryError: Memory is short.
+    """
+    try:
+        judge = Judge(wide, seed, dtype)
+    except (NetAugFXError, RuntimeError) as error:
+        if short_of_memory(error):
+            raise MemoryError(said(error)) from None
+        if dtype == torch.float32:
+            raise
+        return None
+    failures, unchecked = judge.faults(configs)
+    report = Report(failures, configs, unchecked, dtype)
+    return report if report or dtype == torch.float32 or judge.base_runs() else None
 
 
 def _joint(wide: WideParts, configs: tuple[Config, ...], seed: int) -> Report:
     """Return what is found of all parts; where that is nothing, of the whole."""
     failures: dict[int, str] = {}
     unchecked: dict[int, str] = {}
-    dtype = torch.float64
+    dtype, since = torch.float64, ""
     for path, part in wide.wides.items():
         report = verify(part, [share(c, path) for c in configs], seed)
         failures = {n: f"{path}: {text}" for n, text in report.failures.items()} | failures
         unchecked = {n: f"{path}: {why}" for n, why in report.unchecked.items()} | unchecked
-        dtype = torch.float32 if report.dtype == torch.float32 else dtype
+        if report.since:
+            dtype, since = report.dtype, f"{report.since}, in {path}"
     if not failures and (wrong := fault_of_the_whole(wide, configs, seed)):
         failures[2] = wrong
-    return Report(failures, configs, unchecked, dtype)
+    return Report(failures, configs, unchecked, dtype, since)
 
 
 def culprits(wide: WideModel) -> list[str]:
