@@ -16,7 +16,7 @@ from .axes import Axis
 from .checks import check_state
 from .copies import deep_copy
 from .cost import Cost, Term
-from .errors import ConfigError, NetAugFXError, TraceError
+from .errors import ConfigError, InputError, NetAugFXError, TraceError
 from .examples import Example, with_values
 from .infer import OUTPUT, out_channels
 from .model import WideModel
@@ -64,14 +64,22 @@ class WideParts(WideModel):
 
     def load_base(self, state_dict: Mapping[str, Any]) -> None:
         """Load a checkpoint of the user's model, strictly."""
-        blocks = {name for name, _ in self.named_augmented_parameters()}
-        check_state(self.base, state_dict, blocks)
+        check_state(self.base, state_dict, self._names_of_blocks())
         self.base.load_state_dict(state_dict, strict=False)
 
     def named_base_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the base's Parameters with the names that they have in the user's model."""
-        blocks = {name for name, _ in self.named_augmented_parameters()}
+        blocks = self._names_of_blocks()
         return (pair for pair in self.base.named_parameters() if pair[0] not in blocks)
+
+    def _names_of_blocks(self) -> set[str]:
+        """Return what the blocks are called in a state_dict; a part may stand in several places."""
+        rooms = tuple(
+            f"{path}.{m.room}."
+            for path, m in self.base.named_modules(remove_duplicate=False)
+            if isinstance(m, WideModel)
+        )
+        return {name for name in self.base.state_dict(keep_vars=True) if name.startswith(rooms)}
 
     def base_parameters(self) -> Iterator[nn.Parameter]:
         """Yield the base's Parameters."""
@@ -114,7 +122,18 @@ class WideParts(WideModel):
                 part.permute(mine, optimizer)
 
     def macs(self, config: Mapping[str, int], input_shape: tuple[int, ...] | None = None) -> int:
-        """Return the multiply-accumulates of all parts, each at the shapes that it was planned for."""
+        """Return the multiply-accumulates of the parts, each called once at the shapes that it was planned for.
+
+        What stands around the parts is not counted, nor a second call of one: what the base does is not known.
+
+        Raises:
+            ConfigError: As `at`. InputError: `input_shape` is given.
+        """
+        if input_shape is not None:
+            raise InputError(
+                "macs: what reaches the parts of this model at another input_shape is not known; leave it out, and "
+                "widen with example_inputs of the shapes that you mean."
+            )
         whole = self.plan.config(config)
         return sum(part.macs(share(whole, path)) for path, part in self.wides.items())
 
@@ -139,8 +158,11 @@ def _buffers_put_back(base: nn.Module, parts: Iterable[str]) -> Iterator[None]:
         for path, m in base.named_modules()
         if m._buffers and not any(path == p or path.startswith(f"{p}.") for p in parts)
     ]
+    clones: dict[int, Tensor] = {}  # one of each, under all of its names
     for m, own in around:
-        m._buffers.update({name: b if b is None else b.clone() for name, b in own.items()})
+        for name, b in own.items():
+            if b is not None:
+                m._buffers[name] = clones.setdefault(id(b), b.clone())
     try:
         yield
     finally:

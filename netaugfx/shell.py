@@ -55,10 +55,15 @@ class Shell(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         base = self.__dict__.get("base")
         child = isinstance(value, nn.Module) or (base is not None and name in base._modules)
-        if base is not None and child and name != self.room:
+        if base is not None and (child or self._is_of_base(name)) and name != self.room:
             setattr(base, name, value)
         else:
             super().__setattr__(name, value)
+
+    def _is_of_base(self, name: str) -> bool:
+        """Return whether an attribute is found on the base alone: a threshold that its forward reads, say."""
+        own = name in self.__dict__ or hasattr(type(self), name)
+        return not own and (name in vars(self.base) or hasattr(type(self.base), name))
 
     def __delattr__(self, name: str) -> None:
         if name in self.base._modules:
@@ -85,6 +90,13 @@ class Shell(nn.Module):
     def __getitem__(self, key: Any) -> Any:
         """Return what the base has at `key`: the layer of a Sequential, say; iterating over a Sequential works so."""
         return self.base[key]  # type: ignore[index]
+
+    def __len__(self) -> int:
+        """Return how many the base holds."""
+        return len(self.base)  # type: ignore[arg-type]
+
+    def __bool__(self) -> bool:
+        return True
 
     def train(self, mode: bool = True) -> Self:
         """Set training mode as the base's own `train` does."""

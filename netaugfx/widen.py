@@ -18,7 +18,7 @@ from .checks import seed_of
 from .copies import deep_copy
 from .errors import InputError, NetAugFXError, PinnedError, PlanError, TraceError, VerifyError
 from .examples import Example, arguments, on_meta, with_given
-from .infer import OUTPUT, infer
+from .infer import OUTPUT, infer, names_kept
 from .model import WideModel
 from .parts import WideParts, calls_of, join, part_of
 from .plan import Amount, Plan, with_choices
@@ -126,7 +126,8 @@ def widen(
             _fits(plan, model)
             made, example = plan, _example(model, example_inputs)
         if not made.widths:
-            reasons = sorted({*made.pinned.values(), *made.opaque.values()})
+            said = {*made.pinned.values(), *made.opaque.values()}
+            reasons = sorted(said, key=lambda r: (not r.startswith("verification failed"), r))
             raise PlanError(
                 f"Nothing can grow in {type(model).__name__}: "
                 + ("; ".join(reasons[:5]) or "it has no layers that have rules")
@@ -173,6 +174,7 @@ def _inferred(
         return infer(traces, keep=keep, pins=pins)[0], example
     except (TraceError, InputError) as error:
         why = str(error).splitlines()[0]
+        names_kept(keep, model)
         if isinstance(error, InputError):
             # a detector wants targets in training; in eval mode its children see what they get
             cause = (str(error.__cause__).splitlines() or [""])[0]
@@ -187,7 +189,7 @@ def _inferred(
         except Exception:  # it cannot be copied
             raise error from None
         plans = dict(_children(model, "", calls, keep, pins))
-        if not pins and not any(made.widths for made in plans.values()):
+        if not pins and not keep and not any(made.widths for made in plans.values()):
             raise
         return join(model, plans, why), example
 
@@ -222,11 +224,15 @@ def _children(
 
 def _allocate_parts(model: nn.Module, made: Plan, example: Example, seed: int) -> WideModel:
     calls = calls_of(model, example)
+    base = _copied(model)  # once: what parts share, with each other or with the root, stays shared
     memo: dict[int, Any] = {}
     for path in made.parts:
-        child = model.get_submodule(path)
-        memo[id(child)] = _allocate(child, part_of(made, path), calls[path], seed)
-    return WideParts(deep_copy(model, memo), made, example, seed)
+        child = base.get_submodule(path)
+        memo |= {id(x): x for x in (*child.modules(), *child.parameters(), *child.buffers())}
+    for path in made.parts:
+        child = base.get_submodule(path)
+        memo[id(child)] = _around(child, part_of(made, path), calls[path], seed)
+    return WideParts(deep_copy(base, memo), made, example, seed)
 
 
 def probe(made: Plan) -> Plan:
@@ -355,11 +361,19 @@ def _fits(made: Plan, model: nn.Module) -> None:
             )
 
 
-def _allocate(model: nn.Module, made: Plan, example: Example, seed: int) -> WideModel:
+def _copied(model: nn.Module) -> nn.Module:
     try:
-        base = deep_copy(model)
+        return deep_copy(model)
     except RuntimeError as error:
         raise TraceError(f"{type(model).__name__} cannot be copied: {error}.") from error
+
+
+def _allocate(model: nn.Module, made: Plan, example: Example, seed: int) -> WideModel:
+    return _around(_copied(model), made, example, seed)
+
+
+def _around(base: nn.Module, made: Plan, example: Example, seed: int) -> WideModel:
+    """Return the WideModel whose base is this very module."""
     tensors = {**dict(base.named_parameters()), **dict(base.named_buffers())}
     rooms = Rooms()
     fresh: dict[str, dict[str, Tensor] | None] = {}

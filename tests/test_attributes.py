@@ -443,3 +443,27 @@ def test_children_come_and_go_in_base_and_wide_model_alike() -> None:
     del wide.aux
     assert not hasattr(wide, "aux")
     assert set(dict(wide.named_children())) == {"body", "head", "augmented"}
+
+
+class Thresholded(nn.Module):
+    limit = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.scale = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)), 2.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x).clamp(max=self.limit) * self.scale
+
+
+def test_an_attribute_of_the_base_is_set_on_the_base() -> None:
+    x = torch.randn(2, 3, 4, 4)
+    wide = netaugfx.widen(Thresholded(), example_inputs=x)
+    wide.limit, wide.scale, wide.note = 0.5, 3.0, "of the reader's own"
+    assert (wide.base.limit, wide.base.scale) == (0.5, 3.0)
+    assert not hasattr(wide.base, "note")
+    base = netaugfx.extract_base(wide)
+    assert torch.equal(base(x), wide(x))
+    assert torch.equal(base(x), base.body(x).clamp(max=0.5) * 3)
+    subnet = netaugfx.extract(wide, wide.max_config)
+    torch.testing.assert_close(subnet(x), wide.at(wide.max_config)(x))

@@ -173,6 +173,52 @@ def test_a_part_whose_hooks_the_whole_needs_is_pinned(ran: bool) -> None:
     wide.at(wide.max_config)(X)
 
 
+class Tied(Halves):
+    """What its parts share: a layer, a Parameter, a layer that the root names, the root's own Parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twin = nn.Sequential(nn.Conv2d(8, 6, 1), nn.ReLU(), self.head[2])
+        self.more = nn.Sequential(nn.Conv2d(8, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1))
+        self.more[0].weight = self.head[0].weight
+        self.stem, self.bias, self.again = self.body[0], self.body[2].bias, self.body
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x) + self.again(x) + self.stem(x) + self.bias[:, None, None]
+        y = self.head(y) + self.twin(y) + self.more(y)
+        return y if x.mean() < 1e9 else -y
+
+
+def test_what_parts_share_stays_shared() -> None:
+    model, x = Tied(), torch.randn(2, 3, 8, 8)
+    wide = netaugfx.widen(model, example_inputs=x)
+    assert set(wide.widths) == {"body.0", "head.0", "twin.0", "more.0"}
+    names = list(dict(model.named_parameters()))
+    assert list(dict(wide.named_base_parameters())) == names
+    wide.load_base(model.state_dict())
+    optimizer = torch.optim.SGD(wide.parameters(), lr=0.1)
+    (wide(x).square().mean() + wide.at(wide.max_config)(x).square().mean()).backward()
+    optimizer.step()
+    trained = netaugfx.extract_base(wide)
+    assert trained.stem is trained.body[0]
+    assert trained.twin[2] is trained.head[2]
+    assert trained.again is trained.body
+    assert list(dict(trained.named_parameters())) == names
+    model.load_state_dict(trained.state_dict(), strict=True)
+    assert torch.equal(model(x), trained(x))
+    assert torch.equal(model(x), wide(x))
+
+
+def test_parts_tell_of_names_and_shapes_that_do_not_fit() -> None:
+    with pytest.raises(netaugfx.PlanError, match="no module matches 'boddy'"):
+        netaugfx.widen(Halves(), example_inputs=X, keep=("boddy",))
+    with pytest.raises(netaugfx.PlanError, match="Nothing can grow"):
+        netaugfx.widen(Halves(), example_inputs=X, keep=("*",))
+    wide = netaugfx.widen(Halves(), example_inputs=X)
+    with pytest.raises(netaugfx.InputError, match="another input_shape is not known"):
+        wide.macs(wide.max_config, (1, 3, 16, 16))
+
+
 class WantsTargets(Halves):
     """In training it returns its loss, and looks at its targets in both modes, as detectors do."""
 
@@ -228,11 +274,13 @@ class Asks(Halves):
     """Its root asks its part for what a wide model is not."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) * len(self.body)
+        return super().forward(x) * len(self.body) if type(self.body) is nn.Sequential else None + x
 
 
 def test_a_root_that_does_not_run_around_wide_parts_is_told_before_it_runs() -> None:
-    with pytest.raises(netaugfx.PlanError, match="has no len"):
+    with pytest.raises(
+        netaugfx.PlanError, match=r"Nothing can grow in Asks: verification failed.*NoneType"
+    ):
         netaugfx.widen(Asks(), example_inputs=X)
 
 
@@ -240,6 +288,9 @@ def test_a_layer_of_a_wide_sequential_is_found_by_its_place() -> None:
     wide = netaugfx.widen(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)), example_inputs=X)
     assert wide[0] is wide.base[0]
     assert list(wide) == list(wide.base)
+    assert len(wide) == 2
+    assert wide
+    assert netaugfx.widen(Small(), example_inputs=X)
     with pytest.raises(TypeError, match="'Small' object is not subscriptable"):
         _ = netaugfx.widen(Small(), example_inputs=X)[0]
 

@@ -2,6 +2,7 @@
 
 from .inference import infer
 from .naming import out_channels
+from .settle import names_kept
 from .solve import OUTPUT, Typing, where
 
-__all__ = ["OUTPUT", "Typing", "infer", "out_channels", "where"]
+__all__ = ["OUTPUT", "Typing", "infer", "names_kept", "out_channels", "where"]

@@ -151,17 +151,26 @@ def pin_beside(solver: Solver) -> None:
             )
 
 
-def pin_kept(solver: Solver, globs: Iterable[str], root: nn.Module) -> None:
-    """Pin the widths of every Parameter whose module matches one of `globs`."""
-    if isinstance(globs, str):
-        globs = (globs,)
+def names_kept(globs: Iterable[str], root: nn.Module) -> dict[str, set[str]]:
+    """Return for each glob the paths of the modules that it matches.
+
+    Raises:
+        PlanError: It matches none.
+    """
     paths = [path for path, _ in root.named_modules() if path]
-    for glob in globs:
-        under = {p for p in paths if fnmatchcase(p, glob)}
-        if not under:
+    found = {}
+    for glob in (globs,) if isinstance(globs, str) else globs:
+        found[glob] = {p for p in paths if fnmatchcase(p, glob)}
+        if not found[glob]:
             raise PlanError(
                 f"keep: no module matches {glob!r}; modules are {', '.join(paths[:8])} ..."
             )
+    return found
+
+
+def pin_kept(solver: Solver, globs: Iterable[str], root: nn.Module) -> None:
+    """Pin the widths of every Parameter whose module matches one of `globs`."""
+    for glob, under in names_kept(globs, root).items():
         for name, axes in solver.parameters.items():
             owner = name.rpartition(".")[0]
             if any(owner == p or owner.startswith(f"{p}.") for p in under):
