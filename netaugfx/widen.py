@@ -174,7 +174,7 @@ def _inferred(
         return infer(traces, keep=keep, pins=pins)[0], example
     except (TraceError, InputError) as error:
         why = str(error).splitlines()[0]
-        names_kept(keep, model)
+        names_kept(keep, model)  # whatever the children have of them, a glob must match something
         if isinstance(error, InputError):
             # a detector wants targets in training; in eval mode its children see what they get
             cause = (str(error.__cause__).splitlines() or [""])[0]

@@ -97,9 +97,8 @@ class Solver:
         self.touched: list[tuple[str, OpenAxis]] = []
         self.ordered: list[OpenAxis] = []
         self.taken: list[OpenAxis] = []  # input channels of convolution and linear layers
-        self.beside: list[
-            tuple[str, OpenAxis, OpenAxis]
-        ] = []  # new elements, and what they are laid beside
+        # where new elements are laid, they, and what they are laid beside
+        self.beside: list[tuple[str, OpenAxis, OpenAxis]] = []
         self.numbers: list[tuple[str, list[OpenAxis], OpenAxis]] = []
         self.computed: list[tuple[fx.Node, Typing, Path, list[OpenAxis]]] = []
         self.claims: list[Claim] = []

@@ -142,8 +142,10 @@ class Judge:
                     lambda *_, b=base, i=inputs, p=program, **__: run_traced(p, b, i)
                 )
                 own = self.outputs(self.wide)
-                same = (close(a, b, self.tolerance) for a, b in zip(found, own, strict=True))
-                if (len(found) != len(own) or not all(same)) and self.repeats():
+                alike = len(found) == len(own) and all(
+                    close(a, b, self.tolerance) for a, b in zip(found, own, strict=True)
+                )
+                if not alike and self.repeats():
                     return (
                         "the operators found by tracing do not compute what the forward does; it depends on what a "
                         "graph does not hold"

@@ -27,7 +27,7 @@ def fault_of_the_whole(wide: WideParts, configs: tuple[Config, ...], seed: int) 
     the example: a detector in training wants targets.
     """
     with random_states_kept():
-        base, whole, plain = extract_base(wide), deep_copy(wide), deep_copy(wide)
+        base, whole = extract_base(wide), deep_copy(wide)
         args, kwargs = with_values(wide.example, whole, seed)
 
         def outputs(run: Callable[..., Any]) -> list[Tensor]:
@@ -35,8 +35,9 @@ def fault_of_the_whole(wide: WideParts, configs: tuple[Config, ...], seed: int) 
             with torch.no_grad():
                 return output_tensors(run(*args, **kwargs))
 
-        hooked: list[str] = []
-        if any(m._forward_hooks or m._forward_pre_hooks for m in plain.modules()):
+        plain, hooked = whole, []
+        if any(m._forward_hooks or m._forward_pre_hooks for m in wide.modules()):
+            plain = deep_copy(wide)
             with suppress(Exception), torch.no_grad():  # what hooks left is of other images then
                 others = tree_map(_darker, (args, kwargs))
                 in_mode(plain, False)(*others[0], **others[1])
