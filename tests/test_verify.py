@@ -147,6 +147,28 @@ def test_only_a_pass_of_the_base_moves_the_statistics_around_parts(grown: dict[s
     assert wide.base.norm.weight.grad is not None
 
 
+class Counts(Halves):
+    """Its root has one counter under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("passes", torch.zeros(()))
+        self.register_buffer("same", self.passes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes.add_(1)
+        return super().forward(x) * (1 + self.passes - self.same)
+
+
+def test_a_buffer_with_two_names_is_one_in_a_subnet_too() -> None:
+    wide = netaugfx.widen(Counts(), example_inputs=X)
+    x = torch.randn(2, 3, 8, 8)
+    found = wide.at(wide.max_config)(x)
+    body, head = (wide.wides[p].at(wide.wides[p].max_config) for p in ("body", "head"))
+    assert torch.equal(found, head(body(x)))
+    assert wide.base.passes == 0
+
+
 def remember(module: nn.Module, _: object, output: Tensor) -> None:
     module.seen = output  # type: ignore[assignment]
 
