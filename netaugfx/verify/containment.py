@@ -116,15 +116,13 @@ def _written(target: Any, value: Any) -> Any:
 class _Base(_Graph):
     """The base's graph, run up to the node that is asked for; `values` are kept until the last node that reads them.
 
-    They are kept as they were when they were made: what is written to later is copied before. What is written to
-    unseen is kept as it is then; a node that differs for it is judged by its operator.
+    A value is compared before anything can write to it; buffers, which are read again later, are kept as they were.
     """
 
     def __init__(self, module: nn.Module, graph: fx.Graph, inputs: list[Tensor]) -> None:
         super().__init__(module, graph)
         self.args_iter = iter(inputs)
         self.values: dict[fx.Node, Any] = {}
-        self.sharing: dict[int, list[fx.Node]] = {}  # memory -> whose values lie there
         self.waiting = iter(self.graph.nodes)
         self.idle: list[fx.Node] = []  # read by no node from here on
 
@@ -139,22 +137,10 @@ class _Base(_Graph):
             self.idle = [*self.user_to_last_uses.get(n, ()), *([] if n.users else [n])]
 
     def run_node(self, n: fx.Node) -> Any:
-        if _writes(n, self):
-            given = [t for t in map(self.env.get, n.all_input_nodes) if isinstance(t, Tensor)]
-            for other in [o for t in given for o in self.sharing.pop(_memory(t), ())]:
-                if other in self.values:
-                    self.values[other] = self.values[other].clone()
         value = super().run_node(n)
-        self.values[n] = value
-        if n.op == "get_attr" and not isinstance(value, nn.Parameter):
-            self.values[n] = value.clone() if isinstance(value, Tensor) else value
-        elif isinstance(value, Tensor):
-            self.sharing.setdefault(_memory(value), []).append(n)
+        written = n.op == "get_attr" and not isinstance(value, nn.Parameter)
+        self.values[n] = value.clone() if written and isinstance(value, Tensor) else value
         return value
-
-
-def _memory(t: Tensor) -> int:
-    return t.untyped_storage().data_ptr() if t.layout == torch.strided else id(t)
 
 
 class _Subnet(_Graph):
