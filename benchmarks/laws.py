@@ -148,6 +148,7 @@ def main() -> None:
     for law in CHECKS.keys() - set(options.laws):
         del CHECKS[law]
     torch.set_num_threads(1)
+    torch.backends.mkldnn.set_flags(False)  # as the tests do
     warnings.simplefilter("error")
     if options.named is None:
         tally = random_networks(options.networks, options.seed, options.family)

@@ -25,9 +25,9 @@ from torch.utils.flop_counter import flop_registry
 
 from .axes import Axis, size, widths_of
 from .plan import Plan
-from .rewrite import Bound, Program, count, opaque, scaled, tensor
+from .rewrite import Bound, Program, checked, count, opaque, scaled, submodule, tensor
 from .rules import SUBNET_BATCH_NORMS
-from .trace import META, random_states_kept, real_copy, to_real
+from .trace import META, on_random_data, random_states_kept, real_copy
 
 PROBES = (
     3  # runs at arbitrary sizes; each rules out a wrong product but for a chance of 1 in thousands
@@ -224,13 +224,15 @@ class _Counter(fx.Interpreter):
         self.calls: list[tuple[fx.Node, int]] = []
 
     def run_node(self, n: fx.Node) -> Any:
+        if n.target is checked:  # the data are none
+            return None
         if n.target in SUBNET_BATCH_NORMS:  # costs none, and would refuse one value per channel
             return torch.empty_like(self.fetch_args_kwargs_from_env(n)[0][0])
         with _Flops() as counter:
             try:
                 result = super().run_node(n)
             except Exception:
-                if n.target is not opaque:
+                if n.target not in (opaque, submodule):
                     raise
                 counter.flops.clear()
                 result = tree_map_only(Tensor, _on_meta, self._run_real(n))
@@ -238,15 +240,13 @@ class _Counter(fx.Interpreter):
         return result
 
     def _run_real(self, n: fx.Node) -> Any:
-        """Run an opaque module that reads data on random data."""
+        """Run a module that reads data on random data."""
         (bound, i, *given), kwargs = self.fetch_args_kwargs_from_env(n)
-        generator, cpu = torch.Generator().manual_seed(0), torch.device("cpu")
-        with cpu, random_states_kept():
-            given, kwargs = tree_map_only(
-                Tensor, lambda t: to_real(t, generator, cpu), (given, dict(kwargs))
-            )
-            modules = {i: real_copy(bound.modules[i], cpu)}
-            return opaque(SimpleNamespace(modules=modules), i, *given, **kwargs)  # type: ignore[arg-type]
+        cpu = torch.device("cpu")
+        modules = SimpleNamespace(modules={i: real_copy(bound.modules[i], cpu)})
+        call: Any = n.target
+        with cpu:
+            return on_random_data(partial(call, modules, i), tuple(given), kwargs, cpu)
 
 
 def _calls(

@@ -5,15 +5,17 @@ from .program import (
     Bound,
     Program,
     called_as_it_is,
+    checked,
     count,
     nothing,
     opaque,
     scaled,
+    submodule,
     tensor,
 )
 from .rewriting import contract, replace_argument, rewrite
 
 __all__ = [
-    "BatchStatistics", "Bound", "Program", "averages", "called_as_it_is", "contract", "count", "nothing", "opaque",
-    "replace_argument", "rewrite", "scaled", "tensor",
+    "BatchStatistics", "Bound", "Program", "averages", "called_as_it_is", "checked", "contract", "count", "nothing",
+    "opaque", "replace_argument", "rewrite", "scaled", "submodule", "tensor",
 ]  # fmt: skip

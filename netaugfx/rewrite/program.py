@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..axes import Axis, size
+from ..errors import GuardError
 from ..infer import Typing
 from ..plan import Config
 from ..rules import (
@@ -21,7 +22,7 @@ from ..rules import (
     with_tensors,
 )
 from ..storage import Group, Source, Sources, eager
-from ..trace import Traced
+from ..trace import Guard, Traced
 
 _numbers = count_up()
 # A group's gradients wait for its last one, in elements of the largest config: more wait longer, fewer cost more calls.
@@ -44,7 +45,7 @@ class Program:
         traced, typing: The graph of the base and its channel types.
         graph: The rewritten graph; `run(bound, *inputs)` is its code.
         sites: What `tensor(bound, i)` reads; `sizes`: the axes whose lengths `count(bound, i)` returns;
-            `modules`: the paths that `submodule(bound, i)` calls.
+            `modules`: the paths that `submodule(bound, i)` calls; `reads`: what `checked(bound, value, i)` looks for.
         groups: Sites whose tensors are put together at once: neighbours, of `TOGETHER` elements at most.
     """
 
@@ -54,6 +55,7 @@ class Program:
     sites: list[Site] = field(default_factory=list)
     sizes: list[Axis] = field(default_factory=list)
     modules: list[str] = field(default_factory=list)
+    reads: list[Guard] = field(default_factory=list)
     groups: list[list[int]] = field(default_factory=list)
     run: Callable[..., Any] = lambda *_: None
 
@@ -82,7 +84,7 @@ class Bound:
         layout = sources.at(config)
         self.counts = [size(axis, config) for axis in program.sizes]
         self.modules = [sources.module(path) for path in program.modules]
-        self.constants = program.traced.constants
+        self.constants, self.reads = program.traced.constants, program.reads
         self.device = next((p.device for p in sources.base.parameters()), torch.device("cpu"))
         own = statistics or {}
         self.groups: dict[int, Group] = {}
@@ -141,6 +143,20 @@ def scaled(bound: Bound, i: int, base: int, original: int) -> int:
 def constant(bound: Bound, name: str) -> Tensor:
     """A tensor that the forward made while it was traced."""
     return bound.constants[name].to(bound.device)
+
+
+def checked(bound: Bound, value: Any, i: int) -> None:
+    """Refuse data on which Python would read something else than it read while the graph was traced.
+
+    Raises:
+        GuardError: It would.
+    """
+    guard = bound.reads[i]
+    if not guard.holds(value):
+        raise GuardError(
+            f"The subnets' graph was made where Python reads {guard.value} at {guard.source}; on these data it would "
+            "read something else. Move that line into the submodule whose result it reads, so that subnets run it anew."
+        )
 
 
 def nothing(bound: Bound) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from ..axes import size, widths_of
-from ..infer import Typing
+from ..infer import Typing, axes_read
 from ..plan import Config, Plan
 from ..rules import (
     BATCH_NORM,
@@ -27,14 +27,16 @@ from ..rules import (
     Call,
     Path,
     Ref,
+    Typed,
     layer_of,
     rule_of,
 )
-from ..trace import Traced
+from ..trace import Guard, Traced
 from .program import (
     TOGETHER,
     Program,
     Site,
+    checked,
     constant,
     count,
     nothing,
@@ -72,10 +74,13 @@ class _Rewriter:
             name = f"_{name}"
         self.bound = self.graph.placeholder(name)
         self.bound.meta["val"] = None
+        read_of_data = _read_of_data(self.program)
         for node in self.program.traced.graph.nodes:
             made = self.node(node)
             made.meta["origin"] = node
             self.new[node] = made
+            for guard in read_of_data.get(node, ()):
+                self._call(checked, (self.bound, made, self._known(self.program.reads, guard)), {})
         self.graph.lint()
         self._group()
         self.program.run = fx.GraphModule(nn.Module(), self.graph).forward
@@ -223,6 +228,25 @@ def _same_storage(a: Any, b: Any) -> bool:
         return False
     same: bool = a.untyped_storage()._cdata == b.untyped_storage()._cdata
     return same
+
+
+def _read_of_data(program: Program) -> dict[fx.Node, list[Guard]]:
+    """Return by node what data, and no width, could change of what Python read."""
+    guards = [guard for guard in program.traced.guards if guard.by_data]
+    found: dict[fx.Node, list[Guard]] = {}
+    if not guards:
+        return found
+    typed = {
+        node: Typed(node.meta["val"], axes)
+        for node, axes in program.typing.axes.items()
+        if isinstance(node.meta["val"], Tensor)
+    }
+    for guard in guards:
+        tensor = typed.get(guard.node)
+        axes: Any = tensor.axes[:1] if tensor else axes_read(guard.node, typed)
+        if not any(True for axis in axes for _ in widths_of(axis)):
+            found.setdefault(guard.node, []).append(guard)
+    return found
 
 
 UNREAD = (BATCH_NORM.index("running_mean"), BATCH_NORM.index("running_var"))

@@ -10,11 +10,12 @@ from .meta import (
     in_mode,
     is_plain,
     meta_copy,
+    on_meta,
+    on_random_data,
     random_states_kept,
     real_copy,
     set_random_states,
     substitute,
-    to_real,
     without_caches,
 )
 from .proxy import Guard
@@ -23,6 +24,6 @@ from .tracer import is_torch_leaf, trace
 
 __all__ = [
     "META", "Applied", "Attribute", "Guard", "Inputs", "Remembered", "Traced", "compute", "forward_of", "in_mode",
-    "is_plain", "is_torch_leaf", "meta_copy", "random_states_kept", "real_copy", "set_random_states", "substitute",
-    "to_real", "trace", "without_caches",
+    "is_plain", "is_torch_leaf", "meta_copy", "on_meta", "on_random_data", "random_states_kept", "real_copy",
+    "set_random_states", "substitute", "trace", "without_caches",
 ]  # fmt: skip

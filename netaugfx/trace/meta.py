@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import random
 import sys
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -141,12 +141,35 @@ def to_meta(tensor: Tensor) -> Tensor:
     return meta.requires_grad_(tensor.requires_grad)
 
 
-def to_real(tensor: Tensor, generator: torch.Generator, device: torch.device) -> Tensor:
-    """Random data (zeros where not floating) of a meta tensor's shape and dtype."""
-    if not tensor.dtype.is_floating_point:
-        return torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
-    drawn = torch.randn(tensor.shape, generator=generator, device="cpu").to(device, tensor.dtype)
-    return drawn.requires_grad_(tensor.requires_grad)
+def on_random_data(
+    call: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    device: torch.device,
+    seed: int = 0,
+    factor: float = 1.0,
+) -> Any:
+    """Return what `call` makes of random data in the place of tensors on the meta device.
+
+    Args:
+        call: Reads data, and so cannot run on the meta device.
+        args: Its arguments: tensors become normal numbers times `factor`, or zeros where they are not floating.
+        kwargs: Likewise, by name.
+        device: Where the data are.
+        seed: Of the data. The global random states are left alone.
+        factor: See `args`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def real(t: Tensor) -> Tensor:
+        if not t.dtype.is_floating_point:
+            return torch.zeros(t.shape, dtype=t.dtype, device=device)
+        drawn = factor * torch.randn(t.shape, generator=generator, device="cpu")
+        return drawn.to(device, t.dtype).requires_grad_(t.requires_grad)
+
+    args, kwargs = pytree.tree_map_only(Tensor, real, (args, dict(kwargs)))
+    with random_states_kept():
+        return call(*args, **kwargs)
 
 
 class Remembered(TorchFunctionMode):

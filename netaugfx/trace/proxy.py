@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, fields, is_dataclass
 from types import FrameType, TracebackType
 from typing import Any
@@ -24,6 +25,7 @@ from .meta import META, Remembered, compute, substitute, to_meta
 _HERE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 UNKNOWN = "an unknown line"
+SAME = object()  # the value on other data of what data cannot change
 _READS = ("item", "tolist", "numpy", "__array__")
 _OPERATORS = (
     *("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"),
@@ -34,11 +36,15 @@ _IN_PLACE = {f"i{name}" for name in _OPERATORS}
 
 @dataclass(frozen=True)
 class Guard:
-    """A value that Python read while tracing: the graph holds where `node` reads the same."""
+    """A value that Python read while tracing: the graph holds where `node` reads the same.
+
+    `by_data` tells that more than the shapes of the inputs may change it: what an opaque module made of its data.
+    """
 
     node: fx.Node
     value: object
     source: str
+    by_data: bool = False
 
     def holds(self, value: Any) -> bool:
         """Whether Python would read the recorded value from a new `value` of the node."""
@@ -201,6 +207,8 @@ class Recorder(fx.proxy.TracerBase):
         self.attributes: dict[str, fx.Node] = {}
         self.constants: dict[str, Tensor] = {}
         self.guards: dict[tuple[fx.Node, str], Guard] = {}
+        self.others: dict[fx.Node, Any] = {}  # what data may change -> its value on other data
+        self.redrawn: Any = SAME  # likewise of the value that was computed last
         self.indexed: list[tuple[int, int, tuple[fx.Node, str]]] = []  # frame, instruction, guard
         self.stack = [""]
         self.thread = threading.get_ident()
@@ -234,7 +242,10 @@ class Recorder(fx.proxy.TracerBase):
                 "Clear the cache that it is in."
             )
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs))
-        return None if node.meta["val"] is None else self.proxy(node)
+        value = node.meta["val"]
+        if (self.others.get(node, value) is None) != (value is None):
+            raise Untraceable(f"reads None or not, depending on data at {self.source()}")
+        return None if value is None else self.proxy(node)
 
     def create_node(
         self, kind: str, target: Any, args: Any, kwargs: Any, name: str | None = None, *_: Any
@@ -245,10 +256,37 @@ class Recorder(fx.proxy.TracerBase):
         if kind == "call_method" and target in _READS:
             raise Untraceable(f"reads tensor data ({target}) at {self.source()}")
         values = substitute((args, kwargs), lambda node: node.meta["val"])
+        self.redrawn = SAME
         value = self.value_of(kind, target, *values)
+        other = self.redrawn
+        if self.others:
+            other = self._on_other_data(kind, target, args, kwargs, value, other)
         node = self.graph.create_node(kind, target, args, kwargs, name)
         node.meta.update(val=value, path=self.stack[-1], source=self.source())
+        if other is not SAME:
+            self.others[node] = other
         return node
+
+    def _on_other_data(
+        self, kind: str, target: Any, args: Any, kwargs: Any, value: Any, other: Any
+    ) -> Any:
+        """Return a node's value on other data: `other`, but for what its arguments change."""
+        changed = []
+
+        def of(node: fx.Node) -> Any:
+            if node in self.others:
+                changed.append(node)
+                return self.others[node]
+            known = node.meta["val"]
+            return copy(known) if isinstance(known, list | dict) else known
+
+        others = substitute((args, kwargs), of)
+        if not changed:
+            return other
+        try:
+            return self.value_of(kind, target, *others)
+        except Exception:  # it does not go on with these sizes
+            return value
 
     def value_of(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
         """Compute a node's value from the values of its arguments."""
@@ -274,7 +312,8 @@ class Recorder(fx.proxy.TracerBase):
         if self.alive:
             key = (proxy.node, f"{type(result)} {result}")
             if key not in self.guards:
-                self.guards[key] = Guard(proxy.node, result, self.source())
+                by_data = proxy.node in self.others
+                self.guards[key] = Guard(proxy.node, result, self.source(), by_data)
                 if reader is not None:
                     self.indexed.append((id(reader), reader.f_lasti, key))
         return result
@@ -289,6 +328,12 @@ class Recorder(fx.proxy.TracerBase):
             if (frame, instruction) == (id(caller), caller.f_lasti):
                 del self.guards[key]
         self.indexed.clear()
+
+    def check_reads(self) -> None:
+        """Refuse what Python has read if it would read something else on other data."""
+        for guard in self.guards.values() if self.others else ():
+            if guard.by_data and not guard.holds(self.others[guard.node]):
+                raise Untraceable(f"reads a length that depends on data at {guard.source}")
 
     def create_arg(self, a: Any) -> Any:
         """Turn an argument into what a node may hold; tensors become `get_attr` nodes."""

@@ -1,0 +1,174 @@
+"""Lengths that depend on data: what an opaque module keeps of its rows, and what Python reads of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import netaugfx
+from netaugfx import GuardError, TraceError
+from netaugfx.trace import trace
+
+
+class Rows(nn.Module):
+    """Keeps the rows above a threshold: how many, no shape tells."""
+
+    def __init__(self, threshold: float = 0.0) -> None:
+        super().__init__()
+        self.threshold = threshold
+
+    def forward(self, x: Tensor) -> Any:
+        return x[x[:, 0] > self.threshold]
+
+
+class Boxes(Rows):
+    def forward(self, x: Tensor) -> Any:
+        kept = super().forward(x)
+        return {"list": list(kept), "best": kept if len(kept) > 4 else None, "count": len(kept)}
+
+
+class Head(nn.Module):
+    def __init__(self, read: Callable[[nn.Module, Any], Tensor]) -> None:
+        super().__init__()
+        self.fc, self.read = nn.Linear(8, 4), read
+
+    def forward(self, rows: Any) -> Tensor:
+        return self.read(self.fc, rows)
+
+
+class Net(nn.Module):
+    def __init__(self, rows: nn.Module, read: Callable[[nn.Module, Any], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.rows, self.head = nn.Linear(5, 16), nn.Linear(16, 8), rows, Head(read)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rows(self.b(torch.relu(self.a(x)))))
+
+
+def by_len(fc: nn.Module, rows: Tensor) -> Tensor:
+    return fc(rows).sum(0) / (1 + len(rows))
+
+
+def by_branch(fc: nn.Module, rows: Tensor) -> Tensor:
+    return fc(rows).sum(0) if rows.shape[0] > 5 else fc.bias * 1
+
+
+def by_loop(fc: nn.Module, rows: Tensor) -> Tensor:
+    return sum((fc(row) for row in rows), start=fc.bias)
+
+
+def by_list(fc: nn.Module, boxes: dict[str, Any]) -> Tensor:
+    return sum((fc(row) for row in boxes["list"]), start=fc.bias)
+
+
+def by_none(fc: nn.Module, boxes: dict[str, Any]) -> Tensor:
+    return fc.bias * 1 if boxes["best"] is None else fc(boxes["best"]).sum(0)
+
+
+def by_number(fc: nn.Module, boxes: dict[str, Any]) -> Tensor:
+    return fc.bias * range(100)[boxes["count"]]
+
+
+def by_shape(fc: nn.Module, rows: Tensor) -> Tensor:
+    return fc(rows).sum(0) / (1 + rows.shape[0])
+
+
+def by_view(fc: nn.Module, rows: Tensor) -> Tensor:
+    n, c = rows.shape
+    return fc(rows.view(n, c // 2, 2).flatten(1)).sum(0) / (1 + n)
+
+
+def subnet_is_right(wide: Any) -> None:
+    """A subnet at the base's sizes but for `a` computes on any data what its extracted network computes."""
+    config = wide.max_config
+    assert config["a"] > wide.base_config["a"]
+    network = netaugfx.extract(wide, config)
+    for seed in range(5):
+        x = torch.randn(12, 5, generator=torch.Generator().manual_seed(seed))
+        torch.testing.assert_close(wide.at(config)(x), plain(network, x), rtol=1e-5, atol=1e-6)
+
+
+def plain(network: Any, x: Tensor) -> Tensor:
+    """What the network's own lines compute, without a graph."""
+    out: Tensor = network.head.read(network.head.fc, network.rows(network.b(network.a(x).relu())))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("rows", "read", "opaque"),
+    [
+        (Rows, by_len, True),
+        (Rows, by_branch, True),
+        (Rows, by_loop, True),
+        (Boxes, by_list, True),
+        (Boxes, by_none, True),
+        (Boxes, by_number, True),
+        (Rows, by_shape, False),
+        (Rows, by_view, False),
+    ],
+)
+def test_what_python_reads_of_data_is_never_kept(rows: Any, read: Any, opaque: bool) -> None:
+    torch.manual_seed(0)
+    wide = netaugfx.widen(Net(rows(), read), factor=1.5, example_inputs=torch.randn(12, 5))
+    assert list(wide.plan.opaque) == ["rows", "head"][: 1 + opaque]
+    if opaque:
+        assert "data at test_data_lengths.py:" in wide.plan.opaque["head"]
+    assert netaugfx.verify(wide)
+    subnet_is_right(wide)
+
+
+def test_one_row_that_a_threshold_keeps_or_not() -> None:
+    traced = trace(Net(Rows(), by_len), (torch.randn(1, 5),))
+    assert list(traced.opaque) == ["rows", "head"]
+
+
+def test_the_root_itself_reads_a_length_of_data() -> None:
+    class Root(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            rows = self.rows(self.b(self.a(x)))
+            return self.head.fc(rows) / len(rows)
+
+    with pytest.raises(
+        TraceError, match=r"reads a length that depends on data at test_data_le.*\d+"
+    ):
+        trace(Root(Rows(), by_len), (torch.randn(12, 5),))
+
+
+class Literal(Net):
+    """Its forward holds a channel count, so that only a graph stands for a subnet."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rows(self.b(self.a(x).view(-1, 16))))
+
+
+@pytest.mark.parametrize("kind", [Net, Literal])
+def test_data_that_no_random_data_foretold_are_refused(kind: type[Net]) -> None:
+    model = kind(Rows(threshold=1e6), by_branch)
+    wide = netaugfx.widen(model, factor=1.5, example_inputs=torch.randn(12, 5))
+    config = wide.max_config
+    assert list(wide.plan.opaque) == ["rows"]
+    with torch.no_grad():
+        for p in (wide.base.a.weight, wide.base.b.weight):
+            p.copy_(p.abs())
+    many = torch.full((12, 5), 1e9)
+    assert len(wide.base.rows(wide.base.b(wide.base.a(many)))) == 12
+    few = torch.randn(12, 5)
+    network = netaugfx.extract(wide, config)
+    torch.testing.assert_close(wide.at(config)(few), network(few))
+    with pytest.raises(GuardError, match=r"reads False at test_data_lengths.py:\d+; on these data"):
+        wide.at(config)(many)
+    if kind is Literal:
+        with pytest.raises(AssertionError, match="this is False"):
+            network(many)
+    else:
+        torch.testing.assert_close(network(many), plain(network, many))
+
+
+def test_macs_of_a_network_whose_rows_depend_on_data() -> None:
+    wide = netaugfx.widen(Net(Rows(), by_shape), factor=1.5, example_inputs=torch.randn(12, 5))
+    more = wide.macs(wide.max_config) - wide.macs(wide.base_config)
+    assert more == (5 + 8) * 8  # of one row in `a` and `b`, from 16 channels to 24
