@@ -765,7 +765,7 @@ class NetworkSpec(Spec):
         """Some operator mixes channels otherwise than by a weight: containment needs it restricted."""
         kinds = ("softmax", "cumsum", "layer_standardise", "layer norm", "mean gate")
         rare = ("attention", "weight norm", "local response norm", "cosine gate")
-        return self._has("GroupNorm", "Experts", *map(repr, (*kinds, *rare)))
+        return self._has("GroupNorm", "Experts", "Unknown()", *map(repr, (*kinds, *rare)))
 
     @property
     def flattening(self) -> Head | None:
