@@ -12,13 +12,12 @@ from .meta import (
     meta_copy,
     on_meta,
     on_random_data,
-    random_states_kept,
     real_copy,
-    set_random_states,
     substitute,
     without_caches,
 )
 from .proxy import Guard
+from .surroundings import random_states_kept, set_random_states
 from .traced import Inputs, Traced
 from .tracer import is_torch_leaf, trace
 

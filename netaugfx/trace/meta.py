@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import functools
-import random
-import sys
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.fx.node import map_aggregate
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.overrides import TorchFunctionMode
@@ -20,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from ..copies import deep_copy
 from ..errors import TraceError
 from .functions import Applied, applied
+from .surroundings import random_states_kept
 
 META = torch.device("meta")
 PLAIN = "_netaugfx_plain_tensors"  # attribute of modules of a meta copy: names
@@ -356,51 +354,3 @@ def substitute(tree: Any, value: Callable[[fx.Node], Any]) -> Any:
     if isinstance(tree, (slice, range)):
         return type(tree)(*(substitute(i, value) for i in (tree.start, tree.stop, tree.step)))
     return tree
-
-
-def random_states() -> tuple[Any, ...]:
-    """The global random states: Python's, numpy's (None where it is not imported), torch's."""
-    numpy = sys.modules.get("numpy")
-    return random.getstate(), numpy and numpy.random.get_state(), torch.get_rng_state()
-
-
-def random_states_differ(first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
-    """Whether anything was drawn between two calls of `random_states`."""
-    numpy = first[1] and second[1] and (second[1][1] != first[1][1]).any()
-    moved = first[1] and second[1] and second[1][2:] != first[1][2:]
-    return bool(first[0] != second[0] or numpy or moved or not torch.equal(first[2], second[2]))
-
-
-def set_random_states(seed: int) -> None:
-    """Seed all that `random_states` reads."""
-    random.seed(seed)
-    torch.manual_seed(seed)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(seed)
-
-
-@contextmanager
-def by_itself() -> Iterator[None]:
-    """Hide what runs inside from what runs around it: transforms of torch.func, and hooks on what backward saves."""
-    none: Any = nullcontext()
-    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
-        none = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
-    with temporarily_clear_interpreter_stack(), none:
-        yield
-
-
-@contextmanager
-def random_states_kept() -> Iterator[None]:
-    """Leave the global random states as they were, CUDA's too."""
-    python, numpy, cpu = random_states()
-    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    devices = torch.cuda.get_rng_state_all() if cuda else []
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        torch.set_rng_state(cpu)
-        if numpy is not None:
-            sys.modules["numpy"].random.set_state(numpy)
-        if cuda:
-            torch.cuda.set_rng_state_all(devices)

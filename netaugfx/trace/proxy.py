@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import operator
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, fields, is_dataclass
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import torch
@@ -20,11 +18,9 @@ from torch import Tensor, fx, nn
 
 from ..errors import TraceError
 from .attributes import Attributes
+from .lines import running_source
 from .meta import META, Remembered, compute, substitute, to_meta
 
-_HERE = os.path.dirname(os.path.dirname(__file__)) + os.sep
-_TORCH = os.path.dirname(torch.__file__) + os.sep
-UNKNOWN = "an unknown line"
 SAME = object()  # the value on other data of what data cannot change
 _READS = ("item", "tolist", "numpy", "__array__")
 _OPERATORS = (
@@ -371,16 +367,7 @@ class Recorder(fx.proxy.TracerBase):
 
     def source(self) -> str:
         """The innermost line of user code that is running, as "file.py:41"."""
-        frame: FrameType | None = sys._getframe(1)
-        inside = ""  # of torch: all there is in a model of torch's own containers
-        while frame is not None and frame.f_code.co_name != "trace_root":
-            file, here = frame.f_code.co_filename, _line(frame.f_code.co_filename, frame.f_lineno)
-            if is_user_file(file):
-                return here
-            if file.startswith(_TORCH) and frame.f_code.co_name == "forward":
-                inside = inside or here
-            frame = frame.f_back
-        return inside or type(self.root).__name__
+        return running_source() or type(self.root).__name__
 
 
 def _named_tensors(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -391,30 +378,3 @@ def _named_tensors(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{path}.{name}".lstrip("."), tensor
     yield from root.named_buffers()
     yield from root.named_parameters()
-
-
-def _line(file: str, line: int) -> str:
-    return f"{os.path.basename(file)}:{line}"
-
-
-def is_user_file(file: str) -> bool:
-    """Whether a file is neither torch's nor this package's."""
-    return not file.startswith((_TORCH, _HERE, "<"))
-
-
-def source_of(traceback: TracebackType | None) -> str:
-    """The innermost line of user code in a traceback, as "file.py:41"."""
-    source = UNKNOWN
-    while traceback is not None:
-        if is_user_file(traceback.tb_frame.f_code.co_filename):
-            source = _line(traceback.tb_frame.f_code.co_filename, traceback.tb_lineno)
-        traceback = traceback.tb_next
-    return source
-
-
-def origin_of(function: Callable[..., Any]) -> str:
-    """Where a function is defined, as "file.py:41"."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    code = getattr(getattr(function, "__func__", function), "__code__", None)
-    return _line(code.co_filename, code.co_firstlineno) if code else UNKNOWN

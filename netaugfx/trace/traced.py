@@ -17,11 +17,11 @@ from .attributes import Attribute
 from .meta import (
     META,
     compute,
-    random_states_kept,
     substitute,
     to_meta,
 )
 from .proxy import Guard
+from .surroundings import random_states_kept
 
 
 @dataclass(frozen=True, eq=False)

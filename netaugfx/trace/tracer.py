@@ -14,22 +14,20 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..errors import InputError, NetAugFXError, TraceError
+from .lines import UNKNOWN, origin_of, source_of
 from .meta import (
     META,
     Remembered,
-    by_itself,
     meta_copy,
     on_meta,
     on_random_data,
-    random_states,
-    random_states_differ,
-    random_states_kept,
     real_copy,
     substitute,
     to_meta,
 )
 from .patches import watched
-from .proxy import UNKNOWN, Recorder, Untraceable, origin_of, source_of
+from .proxy import Recorder, Untraceable
+from .surroundings import by_itself, random_states, random_states_differ, random_states_kept
 from .traced import Inputs, Traced
 
 # Seeds and factors of the random data on which modules run that read data. The second is the first with other signs,

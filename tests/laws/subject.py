@@ -80,7 +80,9 @@ def growths_of(case: Source) -> tuple[Growth, ...]:
 # Under the deep and sweep profiles test_all_laws.py holds all laws against each random network.
 few = settings(max_examples=min(settings.default.max_examples, 50))
 
-faultless: list[str] = []  # the last subject that verify passed as it was
+plans: dict[
+    str, netaugfx.Plan
+] = {}  # of the last subject: one law after the other meets the same network
 
 
 def widen_double(source: Source, growth: Growth, dropout: bool = True) -> tuple[Any, nn.Module]:
@@ -96,19 +98,21 @@ def widen(source: Source, growth: Growth, model: nn.Module | None = None, **argu
     """The wide model of a source, its blocks as random as its base.
 
     Nothing is verified, but for networks outside the core: the laws hold for what inference says, not
-    for what is left of it; and one that verify found without fault is not verified again for the next law.
-    A network without any width is passed over.
+    for what is left of it. A random network is planned, and verified, for the first law that asks; where verify
+    found fault, for each. One without any width is passed over.
     """
     model = source.build(growth.seed) if model is None else model
     if growth.eval:
         model.eval()
-    subject = repr((source, growth, sorted(arguments.keys() - {"example_inputs"})))
-    verify = not source.core and subject not in faultless
-    arguments = {"verify": verify, "example_inputs": source.inputs(), **arguments}
+    random = hypothesis.currently_in_test_context() and arguments.keys() <= {"example_inputs"}
+    subject = repr((source, growth))
+    known = plans.get(subject) if random else None
+    how: dict[str, Any] = {"factor": growth.factor, "diversity": growth.diversity}
+    how |= {"verify": not source.core, "example_inputs": source.inputs(), **arguments}
+    if known is not None:
+        how = {"plan": known, "verify": False, "example_inputs": how["example_inputs"]}
     try:
-        wide = netaugfx.widen(
-            model, factor=growth.factor, diversity=growth.diversity, seed=growth.seed, **arguments
-        )
+        wide = netaugfx.widen(model, seed=growth.seed, **how)
     except netaugfx.PlanError as error:
         if str(error).startswith("Nothing can grow"):
             if hypothesis.currently_in_test_context():
@@ -116,8 +120,9 @@ def widen(source: Source, growth: Growth, model: nn.Module | None = None, **argu
             if not source.core:
                 pytest.skip(str(error))
         raise
-    if arguments["verify"] and not any("verification" in why for why in wide.pinned.values()):
-        faultless[:] = [subject]
+    if random and not any("verification" in why for why in wide.pinned.values()):
+        plans.clear()
+        plans[subject] = wide.plan
     augmented = nn.ParameterDict(
         {name.replace(".", "/"): p for name, p in wide.named_augmented_parameters()}
     )
