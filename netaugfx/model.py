@@ -322,7 +322,7 @@ class WideModel(Shell):
         inputs = Inputs.of(self.base, args, kwargs)
         program = self._programs.find(model, inputs)
         if program is None:
-            traced = trace(model, args, kwargs, is_leaf=is_leaf, device=device)
+            traced = trace(model, args, kwargs, is_leaf=is_leaf, device=device, real=self.base)
             _, (typing,) = infer([traced], plan=self.plan)
             program = self._programs.add(model, inputs, rewrite(traced, typing, self.plan))
         return program, inputs

@@ -318,7 +318,8 @@ def _traces(model: nn.Module, example: Example) -> tuple[list[Traced], Example]:
                 raise
     other = copy.deepcopy(first.root)
     in_mode(other, not other.training)
-    second = trace(other, args, kwargs, is_leaf=is_leaf, remembered=remembered, device=first.device)
+    how: dict[str, Any] = {"is_leaf": is_leaf, "remembered": remembered, "device": first.device}
+    second = trace(other, args, kwargs, real=model, **how)
     return [first, second], (args, kwargs)
 
 

@@ -31,6 +31,29 @@ class Boxes(Rows):
         return {"list": list(kept), "best": kept if len(kept) > 4 else None, "count": len(kept)}
 
 
+class Scored(nn.Module):
+    """Its own weights decide how many rows it keeps, and its mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = self.score(x)[:, 0]
+        return x[score > (0.0 if self.training else 0.3)]
+
+
+class Passes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("n", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.n += 1
+        return x
+
+
 class Head(nn.Module):
     def __init__(self, read: Callable[[nn.Module, Any], Tensor]) -> None:
         super().__init__()
@@ -86,7 +109,7 @@ def subnet_is_right(wide: Any) -> None:
     """A subnet at the base's sizes but for `a` computes on any data what its extracted network computes."""
     config = wide.max_config
     assert config["a"] > wide.base_config["a"]
-    network = netaugfx.extract(wide, config)
+    network = netaugfx.extract(wide, config).train(wide.training)
     for seed in range(5):
         x = torch.randn(12, 5, generator=torch.Generator().manual_seed(seed))
         torch.testing.assert_close(wide.at(config)(x), plain(network, x), rtol=1e-5, atol=1e-6)
@@ -119,6 +142,21 @@ def test_what_python_reads_of_data_is_never_kept(rows: Any, read: Any, opaque: b
         assert "data at test_data_lengths.py:" in wide.plan.opaque["head"]
     assert netaugfx.verify(wide)
     subnet_is_right(wide)
+
+
+@pytest.mark.parametrize("read", [by_len, by_shape])
+def test_weights_and_mode_decide_how_many_rows(read: Any) -> None:
+    """And beside it a buffer that training alone moves, so that no graph stands for both modes."""
+    torch.manual_seed(0)
+    model = Net(nn.Sequential(Scored()), read)
+    model.b = nn.Sequential(model.b, Passes())
+    wide = netaugfx.widen(model, factor=1.5, example_inputs=torch.randn(12, 5))
+    assert netaugfx.verify(wide)
+    assert not netaugfx.verify(wide).unchecked
+    network = netaugfx.extract(wide, wide.max_config)
+    assert type(network) is Net
+    subnet_is_right(wide)
+    subnet_is_right(wide.eval())
 
 
 def test_one_row_that_a_threshold_keeps_or_not() -> None:

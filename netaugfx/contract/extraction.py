@@ -182,6 +182,7 @@ def _holds(
                 is_leaf=is_leaf,
                 opaque=program.traced.opaque,
                 device=program.traced.device,
+                real=wide.base,
             )
         except (NetAugFXError, RuntimeError):
             return False
@@ -215,6 +216,7 @@ def _differs(program: Program, wide: WideModel, config: Config) -> str | None:
             is_leaf=is_leaf,
             opaque=program.traced.opaque,
             device=program.traced.device,
+            real=wide.base,
         )
     except (NetAugFXError, RuntimeError) as error:
         return f"tracing it fails: {str(error).splitlines()[0]}"

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from ..rewrite import Program
 from ..rules import BATCH_NORM
-from ..trace import Applied, compute, on_meta, on_random_data, real_copy, substitute
+from ..trace import Applied, compute, substitute
 
 OF_SIZE = {torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn}
 NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
@@ -165,22 +165,15 @@ def _numbers(
             if isinstance(called, nn.modules.batchnorm._BatchNorm):  # it may read how often it ran
                 values[node] = torch.empty_like(args[0])
             else:
-                values[node] = _computed(module, device, node, args, kwargs)
+                try:
+                    values[node] = compute(module, device, node.op, node.target, args, kwargs)
+                except Exception:
+                    if called is None:
+                        raise
+                    values[node] = node.meta[
+                        "val"
+                    ]  # it reads data, and nothing in it or before it grows
     return {n.name: v for n, v in values.items() if isinstance(v, bool | int | float)}
-
-
-def _computed(
-    module: fx.GraphModule, device: torch.device, node: fx.Node, args: Any, kwargs: Any
-) -> Any:
-    try:
-        return compute(module, device, node.op, node.target, args, kwargs)
-    except Exception:
-        if node.op != "call_module":
-            raise
-    cpu = torch.device("cpu")  # it reads data
-    return on_meta(
-        on_random_data(real_copy(module.get_submodule(str(node.target)), cpu), args, kwargs, cpu)
-    )
 
 
 def lines_of(graph: fx.Graph) -> list[str]:

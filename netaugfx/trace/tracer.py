@@ -52,6 +52,7 @@ def trace(
     opaque: Mapping[str, str] | None = None,
     remembered: Remembered | None = None,
     device: torch.device | None = None,
+    real: nn.Module | None = None,
 ) -> Traced:
     """Trace the forward of a copy of `model` on the meta device, in the mode that it is in.
 
@@ -67,6 +68,7 @@ def trace(
         opaque: module path -> reason, further modules to keep as leaves.
         remembered: the shapes that another trace has worked out.
         device: what `x.device` answers; that of the model and the inputs if None.
+        real: has the modules that read data, with the weights that they run with; the model itself if None.
 
     Raises:
         InputError: the model does not accept these inputs.
@@ -77,7 +79,8 @@ def trace(
     remembered = remembered or Remembered()
     with _one_at_a_time, random_states_kept(), by_itself():
         while True:
-            tracer = _Tracer(model, inputs, is_leaf or is_torch_leaf, leaves, remembered, device)
+            walk = is_leaf or is_torch_leaf
+            tracer = _Tracer(model, inputs, walk, leaves, remembered, device, real or model)
             try:
                 return tracer.trace_root()
             except _Again as again:
@@ -104,12 +107,14 @@ class _Tracer(Recorder):
         opaque: Mapping[str, str],
         remembered: Remembered,
         device: torch.device | None,
+        real: nn.Module,
     ) -> None:
         if device is None:
             tensors = [*model.parameters(), *model.buffers(), *inputs.tensors]
             device = next((t.device for t in tensors if t.device.type != "meta"), META)
         super().__init__(meta_copy(model), device, remembered)
-        self.model, self.inputs, self.is_leaf, self.opaque = model, inputs, is_leaf, dict(opaque)
+        self.model, self.real, self.inputs = model, real, inputs
+        self.is_leaf, self.opaque = is_leaf, dict(opaque)
         self.module_paths = {id(module): path for path, module in self.root.named_modules()}
         self.traced: set[str] = set()
         self.draws = random_states()
@@ -208,10 +213,13 @@ class _Tracer(Recorder):
     def value_on_data(self, path: str, args: Any, kwargs: Any) -> Any:
         """Return what a module that reads data makes of random data, and note what it makes of other data."""
         device = torch.device("cpu") if self.device == META else self.device
-        module = self.model.get_submodule(path)
+        module = self.real.get_submodule(path)
+        training = [m.training for m in self.root.get_submodule(path).modules()]
 
         def run(seed: int, factor: float) -> Any:
             copy = real_copy(module, device)
+            for m, mode in zip(copy.modules(), training, strict=True):
+                m.training = mode
             return on_meta(on_random_data(copy, args, kwargs, device, seed, factor))
 
         with self.phase("real"):
