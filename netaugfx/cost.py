@@ -188,6 +188,10 @@ def _on_meta(t: Any) -> Any:
     return torch.empty_like(t, device=META) if isinstance(t, Tensor) else t
 
 
+def _off_device(t: Tensor) -> Tensor:
+    return t if t.device == META else torch.empty_like(t, device=META)
+
+
 def _deformable(x: Tensor, weight: Tensor, *_: Any, out_val: Tensor) -> int:
     """Return what a deformable convolution costs, without finding the values between pixels."""
     return 2 * out_val.numel() * weight[0].numel()
@@ -235,7 +239,10 @@ class _Counter(fx.Interpreter):
                 if n.target not in (opaque, submodule):
                     raise
                 counter.flops.clear()
-                result = tree_map_only(Tensor, _on_meta, self._run_real(n))
+                result = self._run_real(n)
+        result = tree_map_only(
+            Tensor, _off_device, result
+        )  # what an object held that a module gave
         self.calls += [(self.twins[n], flops // 2) for flops in counter.flops]
         return result
 

@@ -127,33 +127,53 @@ def add_guards(graph: fx.Graph, program: Program, sized: fx.GraphModule) -> None
         sized: The plain graph of `program` at this config, on the meta device or not; it goes there.
     """
     inputs = [torch.empty_like(t, device="meta") for t in program.traced.inputs.tensors]
-    seen = _numbers(sized.to("meta"), inputs, program.traced.device)
+    seen = _values(sized.to("meta"), inputs, program.traced.device)
     named = {n.name: n for n in graph.nodes}
     for guard in program.traced.guards:
-        known: Any = guard.value
-        node = named.get(guard.node.name)
-        value = seen.get(guard.node.name)
-        plain = isinstance(guard.value, bool | int | float) and isinstance(
-            value, bool | int | float
-        )
-        if node is None or not plain or not guard.holds(value):
+        name = guard.node.name
+        if name not in named or name not in seen or not guard.holds(seen[name]):
             continue
-        with graph.inserting_after(node):
-            read = node
-            if isinstance(guard.value, bool) and not isinstance(value, bool):
-                # not truth(), which torch.fx cannot read anew from a pickle
-                read = graph.call_function(operator.ne, (node, 0))
-        with graph.inserting_after(read):
-            same = graph.call_function(operator.eq, (read, known))
-        with graph.inserting_after(same):
-            text = f"extracted for inputs at which this is {guard.value} ({guard.source}); extract anew"
-            graph.call_function(torch._assert, (same, text))
+        here = _Behind(graph, named[name])
+        known: Any = guard.value
+        if guard.read is len or isinstance(known, tuple):  # of keys
+            read = here.call(len if guard.read is len else tuple, here.last)
+        elif known is Tensor:
+            read, known = here.call(torch.is_tensor, here.last), True
+        elif isinstance(known, type):
+            # torch.fx cannot write a class down
+            read = here.call(getattr, here.call(type, here.last), "__name__")
+            known = known.__name__
+        elif isinstance(known, bool) and isinstance(seen[name], int | float):
+            # not truth(), which torch.fx cannot read anew from a pickle
+            read = (
+                here.last if isinstance(seen[name], bool) else here.call(operator.ne, here.last, 0)
+            )
+        elif isinstance(known, int | float | str) and type(known) is type(seen[name]):
+            read = here.last
+        else:
+            continue
+        said = f"extracted for inputs at which this is {known} ({guard.source}); extract anew"
+        here.call(torch._assert, here.call(operator.eq, read, known), said)
 
 
-def _numbers(
+class _Behind:
+    """Puts calls behind a node, one after the other."""
+
+    def __init__(self, graph: fx.Graph, node: fx.Node) -> None:
+        self.graph, self.last = graph, node
+
+    def call(self, function: Any, *args: Any) -> fx.Node:
+        with self.graph.inserting_after(self.last):
+            self.last = self.graph.call_function(function, args)
+        # what a proxy of torch.fx would answer at once, when the graph is read anew from a pickle
+        self.last.meta["is_wrapped"] = function in (len, tuple, type, torch.is_tensor)
+        return self.last
+
+
+def _values(
     module: fx.GraphModule, inputs: Sequence[Tensor], device: torch.device
-) -> dict[str, bool | int | float]:
-    """Return the numbers that a graph computes from `inputs` on the meta device, by node name."""
+) -> dict[str, Any]:
+    """Return the values that a graph computes from `inputs` on the meta device, by node name."""
     values: dict[fx.Node, Any] = {}
     tensors = iter(inputs)
     for node in module.graph.nodes:
@@ -173,7 +193,7 @@ def _numbers(
                     values[node] = node.meta[
                         "val"
                     ]  # it reads data, and nothing in it or before it grows
-    return {n.name: v for n, v in values.items() if isinstance(v, bool | int | float)}
+    return {n.name: v for n, v in values.items()}
 
 
 def lines_of(graph: fx.Graph) -> list[str]:

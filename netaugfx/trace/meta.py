@@ -151,7 +151,8 @@ def on_random_data(
 
     Args:
         call: Reads data, and so cannot run on the meta device.
-        args: Its arguments: tensors become normal numbers times `factor`, or zeros where they are not floating.
+        args: Its arguments: tensors become normal numbers times `factor`; where they are not floating, zeros, and with
+            a `factor` other than 1 zeros and ones.
         kwargs: Likewise, by name.
         device: Where the data are.
         seed: Of the data. The global random states are left alone.
@@ -161,7 +162,8 @@ def on_random_data(
 
     def real(t: Tensor) -> Tensor:
         if not t.dtype.is_floating_point:
-            return torch.zeros(t.shape, dtype=t.dtype, device=device)
+            flags = torch.randint(0, 2, t.shape, generator=generator, device="cpu")
+            return (flags * (factor != 1.0)).to(device, t.dtype)
         drawn = factor * torch.randn(t.shape, generator=generator, device="cpu")
         return drawn.to(device, t.dtype).requires_grad_(t.requires_grad)
 

@@ -34,22 +34,32 @@ _IN_PLACE = {f"i{name}" for name in _OPERATORS}
 class Guard:
     """A value that Python read while tracing: the graph holds where `node` reads the same.
 
-    `by_data` tells that more than the shapes of the inputs may change it: what an opaque module made of its data.
+    `read` is how Python got `value` from the node's value. `by_data` tells that more than the shapes of the inputs may
+    change it: what an opaque module made of its data.
     """
 
     node: fx.Node
     value: object
     source: str
+    read: Callable[[Any], Any]
     by_data: bool = False
 
     def holds(self, value: Any) -> bool:
         """Whether Python would read the recorded value from a new `value` of the node."""
-        if isinstance(self.value, bool):
-            return bool(value) == self.value
-        if isinstance(self.value, int):
-            read = int if isinstance(value, (int, float)) else len
-            return read(value) == self.value
-        return bool(value == self.value)
+        try:
+            return bool(self.read(value) == self.value)
+        except TypeError:  # of another type, from which it cannot be read
+            return False
+
+
+def itself(value: Any) -> Any:
+    """A number or text, read as it is."""
+    return value
+
+
+def type_of(value: Any) -> type:
+    """What `isinstance`, `is None` and the like ask for."""
+    return Tensor if isinstance(value, Tensor) else type(value)
 
 
 class Untraceable(BaseException):
@@ -69,13 +79,17 @@ class Value(fx.Proxy):
         return type(self.node.meta["val"])
 
     def __repr__(self) -> str:
-        return str(self.node.meta["val"])
+        return format(self.tracer.shown(self))
+
+    def __format__(self, spec: str) -> str:
+        return format(self.tracer.shown(self), spec)
 
     def __getattr__(self, name: str) -> Any:
         value = self.node.meta["val"]
         with self.tracer.phase("meta"):
             attribute = getattr(value, name)
         if isinstance(value, Mapping) and name in ("keys", "values", "items", "get"):
+            self.tracer.keys_read(self)
             return getattr({key: self.record(operator.getitem, key) for key in value}, name)
         if callable(attribute):
 
@@ -84,7 +98,7 @@ class Value(fx.Proxy):
 
             return method
         result = self.record(getattr, name)
-        return self.tracer.read(result, str) if isinstance(attribute, str) else result
+        return self.tracer.read(result, itself) if isinstance(attribute, str) else result
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "data" and self.tracer.alive:
@@ -113,7 +127,7 @@ class Value(fx.Proxy):
     def __hash__(self) -> int:
         if isinstance(self.node.meta["val"], Tensor):
             return id(self)
-        return hash(self.tracer.read(self, lambda value: value))
+        return hash(self.tracer.read(self, itself))
 
     def __eq__(self, other: object) -> Any:
         # A key left behind in a cache of the user's equals no later key.
@@ -122,6 +136,8 @@ class Value(fx.Proxy):
     def __iter__(self) -> Iterator[Any]:
         value = self.node.meta["val"]
         keys = value if isinstance(value, Mapping) else None
+        if keys is not None:
+            self.tracer.keys_read(self)
         return iter(keys or [self.record(operator.getitem, i) for i in range(len(self))])
 
     def __contains__(self, item: object) -> bool:
@@ -239,8 +255,10 @@ class Recorder(fx.proxy.TracerBase):
             )
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs))
         value = node.meta["val"]
-        if (self.others.get(node, value) is None) != (value is None):
-            raise Untraceable(f"reads None or not, depending on data at {self.source()}")
+        if node in self.others and _taken_out(node):
+            self.read_of(node, type_of)
+            if isinstance(value, bool):
+                return self.read_of(node, bool)  # Python tests these by identity, too
         return None if value is None else self.proxy(node)
 
     def create_node(
@@ -253,7 +271,12 @@ class Recorder(fx.proxy.TracerBase):
             raise Untraceable(f"reads tensor data ({target}) at {self.source()}")
         values = substitute((args, kwargs), lambda node: node.meta["val"])
         self.redrawn = SAME
-        value = self.value_of(kind, target, *values)
+        try:
+            value = self.value_of(kind, target, *values)
+        except (KeyError, IndexError):  # which the user may catch
+            if target is operator.getitem and args[0] in self.others:
+                self.read_of(args[0], tuple if isinstance(values[0][0], Mapping) else len)
+            raise
         other = self.redrawn
         if self.others:
             other = self._on_other_data(kind, target, args, kwargs, value, other)
@@ -304,15 +327,36 @@ class Recorder(fx.proxy.TracerBase):
         value = proxy.node.meta["val"]
         if isinstance(value, Tensor) and convert is not len:
             raise Untraceable(f"reads tensor data ({convert.__name__}) at {self.source()}")
-        result = convert(value)
-        if self.alive:
-            key = (proxy.node, f"{type(result)} {result}")
-            if key not in self.guards:
-                by_data = proxy.node in self.others
-                self.guards[key] = Guard(proxy.node, result, self.source(), by_data)
-                if reader is not None:
-                    self.indexed.append((id(reader), reader.f_lasti, key))
+        if not self.alive:
+            return convert(value)
+        known = len(self.guards)
+        result = self.read_of(proxy.node, convert)
+        if reader is not None and len(self.guards) > known:
+            self.indexed.append((id(reader), reader.f_lasti, next(reversed(self.guards))))
         return result
+
+    def read_of(self, node: fx.Node, convert: Callable[[Any], Any]) -> Any:
+        """What Python gets from a node's value by `convert`, recorded as a guard."""
+        result = convert(node.meta["val"])
+        key = (node, f"{type(result)} {result}")
+        if key not in self.guards:
+            by_data = node in self.others
+            self.guards[key] = Guard(node, result, self.source(), convert, by_data)
+        return result
+
+    def keys_read(self, proxy: Any) -> None:
+        """Record that Python reads which keys a dictionary has, if data decide it."""
+        if self.alive and proxy.node in self.others:
+            self.read_of(proxy.node, tuple)
+
+    def shown(self, proxy: Any) -> Any:
+        """What Python makes text of: of a number or text, that is a read of it like any other."""
+        value = proxy.node.meta["val"]
+        if self.recording() and not isinstance(value, Tensor):
+            lengths = isinstance(value, torch.Size) and proxy.node in self.others
+            if lengths or isinstance(value, bool | int | float | str):
+                return self.read(proxy, itself)
+        return value
 
     def parsed(self, caller: FrameType) -> None:
         """Drop the guards of what only torch read: its parser of arguments tries `groups=n` as an integer.
@@ -344,6 +388,8 @@ class Recorder(fx.proxy.TracerBase):
             return tuple(a)
         if isinstance(a, tuple) and hasattr(a, "_fields"):
             return self.create_node("call_function", type(a), tuple(map(self.create_arg, a)), {})
+        if isinstance(a, dict) and any(isinstance(key, fx.Proxy) for key in a):
+            a = {self.shown(k) if isinstance(k, fx.Proxy) else k: v for k, v in a.items()}
         if is_dataclass(a) and not isinstance(a, type):
             items = {f.name: self.create_arg(getattr(a, f.name)) for f in fields(a) if f.init}
             return self.create_node("call_function", type(a), (), items)
@@ -368,6 +414,15 @@ class Recorder(fx.proxy.TracerBase):
     def source(self) -> str:
         """The innermost line of user code that is running, as "file.py:41"."""
         return running_source() or type(self.root).__name__
+
+
+def _taken_out(node: fx.Node) -> bool:
+    """Whether a value comes as it is from what an opaque module gave, and not from an operator."""
+    if node.op == "call_module":
+        return True
+    source: Any = node.args[0] if node.args else None
+    held = isinstance(source, fx.Node) and not isinstance(source.meta["val"], Tensor | torch.Size)
+    return held and (node.op == "call_method" or node.target in (operator.getitem, getattr))
 
 
 def _named_tensors(root: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -32,7 +32,7 @@ from .traced import Inputs, Traced
 
 # Seeds and factors of the random data on which modules run that read data. The second is the first with other signs,
 # so that even one row that a threshold keeps is dropped.
-DRAWS = ((0, 1.0), (0, -1.0), (1, 3.0), (2, 1.0))
+DRAWS = ((0, 1.0), (0, -1.0), (1, 3.0), (2, 0.5))
 _one_at_a_time = threading.RLock()  # what a trace replaces is everybody's
 
 
