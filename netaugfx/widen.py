@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .axes import size
 from .checks import seed_of
@@ -24,7 +24,7 @@ from .parts import WideParts, calls_of, join, part_of
 from .plan import Amount, Plan, with_choices
 from .rules import is_leaf, resize
 from .storage import Rooms, create, form, initial, own_seed
-from .trace import Inputs, Remembered, Traced, in_mode, trace
+from .trace import META, Inputs, Remembered, Traced, in_mode, trace
 from .verify import culprits
 from .verify import verify as check
 
@@ -124,7 +124,7 @@ def widen(
             made = with_choices(made, **_without(plan_arguments, pins, made))
         else:
             _fits(plan, model)
-            made, example = plan, _example(model, example_inputs)
+            made, example = plan, on_meta(_example(model, example_inputs))
         if not made.widths:
             said = {*made.pinned.values(), *made.opaque.values()}
             reasons = sorted(said, key=lambda r: (not r.startswith("verification failed"), r))
@@ -134,7 +134,8 @@ def widen(
                 + "."
             )
         build = _allocate_parts if made.parts else _allocate
-        example = with_given(example_inputs, example) if made.parts else example
+        if made.parts or made.opaque:  # what is not traced may look at values
+            example = with_given(example_inputs, example)
         _reserve(made, model)
         wide = build(model, made, example, seed)
         if not verify:
@@ -191,7 +192,7 @@ def _inferred(
         plans = dict(_children(model, "", calls, keep, pins))
         if not pins and not keep and not any(made.widths for made in plans.values()):
             raise
-        return join(model, plans, why), example
+        return join(model, plans, why), on_meta(example)
 
 
 def _children(
@@ -299,19 +300,23 @@ def _example(model: nn.Module, example_inputs: Any) -> Example:
             f"{error} A {type(example_inputs).__name__} as example_inputs is the forward's {kind} arguments; one that "
             "is itself an argument goes into a tuple, example_inputs=(batch,)."
         ) from None
-    return on_meta(example)
+    return example
 
 
 def _traces(model: nn.Module, example: Example) -> tuple[list[Traced], Example]:
     """Trace `model` in the mode it is in and in the other one; return the example that was traced."""
     leaves = [t for t in tree_leaves(example) if isinstance(t, Tensor)]
-    examples = [example]
+    examples = [tree_map_only(Tensor, lambda t: t.detach().contiguous(), example)]
     if leaves and all(t.dim() > 1 and t.shape[0] == 1 for t in leaves):
         examples.insert(0, on_meta(example, batch=2))  # a norm cannot train on a batch of one
     remembered = Remembered()
+    devices = [t.device for t in (*model.parameters(), *model.buffers())]
+    device = next((d for d in devices if d != META), devices[0] if devices else None)
     for i, (args, kwargs) in enumerate(examples):
         try:
-            first = trace(model, args, kwargs, is_leaf=is_leaf, remembered=remembered)
+            first = trace(
+                model, args, kwargs, is_leaf=is_leaf, remembered=remembered, device=device
+            )
             break
         except NetAugFXError:
             if i + 1 == len(examples):
@@ -320,7 +325,7 @@ def _traces(model: nn.Module, example: Example) -> tuple[list[Traced], Example]:
     in_mode(other, not other.training)
     how: dict[str, Any] = {"is_leaf": is_leaf, "remembered": remembered, "device": first.device}
     second = trace(other, args, kwargs, real=model, **how)
-    return [first, second], (args, kwargs)
+    return [first, second], on_meta((args, kwargs))
 
 
 def _default(model: nn.Module) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -170,9 +171,7 @@ def test_the_root_itself_reads_a_length_of_data() -> None:
             rows = self.rows(self.b(self.a(x)))
             return self.head.fc(rows) / len(rows)
 
-    with pytest.raises(
-        TraceError, match=r"reads a length that depends on data at test_data_le.*\d+"
-    ):
+    with pytest.raises(TraceError, match=r"that depends on data at test_data_lengths.py:\d+"):
         trace(Root(Rows(), by_len), (torch.randn(12, 5),))
 
 
@@ -210,3 +209,152 @@ def test_macs_of_a_network_whose_rows_depend_on_data() -> None:
     wide = netaugfx.widen(Net(Rows(), by_shape), factor=1.5, example_inputs=torch.randn(12, 5))
     more = wide.macs(wide.max_config) - wide.macs(wide.base_config)
     assert more == (5 + 8) * 8  # of one row in `a` and `b`, from 16 channels to 24
+
+
+class Large(nn.Module):
+    """Its results are other Python values where a number is large: no random number is."""
+
+    def __init__(self, give: str | Callable[[Tensor, bool], Any]) -> None:
+        super().__init__()
+        self.give = give
+
+    def forward(self, x: Tensor) -> Any:
+        give = VALUES[self.give][0] if isinstance(self.give, str) else self.give
+        return give(x, float(x.detach().abs().max()) > 1e4)
+
+
+def some_key(fc: nn.Module, got: dict[str, Tensor]) -> Tensor:
+    try:
+        return fc(got["top"]).sum(0)
+    except KeyError:
+        return fc(got["all"]).sum(0)
+
+
+VALUES = {
+    "none": (
+        lambda x, large: (x, x if large else None),
+        lambda fc, got: fc(got[0]).sum(0) * (1 if got[1] is None else 2),
+    ),
+    "not none": (
+        lambda x, large: (x, None if large else x),
+        lambda fc, got: fc(got[0]).sum(0) * (1 if got[1] is None else 2),
+    ),
+    "none alone": (
+        lambda x, large: None if large else x,
+        lambda fc, got: fc.bias * 1 if got is None else fc(got).sum(0),
+    ),
+    "keys": (
+        lambda x, large: {"all": x} | ({"top": x[:1]} if large else {}),
+        lambda fc, got: sum(fc(v).sum(0) for v in got.values()),
+    ),
+    "a missing key": (lambda x, large: {"all": x} | ({"top": x[:1]} if large else {}), some_key),
+    "a key in a loop": (
+        lambda x, large: {"all": x} | ({"top": x[:1]} if large else {}),
+        lambda fc, got: sum(fc(got[k]).sum(0) for k in got),
+    ),
+    "text": (
+        lambda x, large: (x, 1 + large),
+        lambda fc, got: fc(got[0]).sum(0) * {"1": 1, "2": 3}[f"{got[1]}"],
+    ),
+    "text by str": (
+        lambda x, large: (x, 1 + large),
+        lambda fc, got: fc(got[0]).sum(0) * {"1": 1, "2": 3}[str(got[1])],
+    ),
+    "a key of a result": (
+        lambda x, large: (x, "big" if large else "small"),
+        lambda fc, got: {got[1]: fc(got[0])}.get("big", fc.bias),
+    ),
+    "type": (
+        lambda x, large: (x, 2 if large else 1.0),
+        lambda fc, got: fc(got[0]).sum(0) * (3 if isinstance(got[1], int) else 1),
+    ),
+    "a flag by identity": (
+        lambda x, large: (x, large),
+        lambda fc, got: fc(got[0]).sum(0) * (3 if got[1] is True else 1),
+    ),
+    "length of a list": (
+        lambda x, large: [x, x] if large else [x],
+        lambda fc, got: sum(fc(v).sum(0) for v in got),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", [Net, Literal])
+@pytest.mark.parametrize("name", VALUES)
+def test_other_python_values_on_other_data_are_refused(name: str, kind: type[Net]) -> None:
+    torch.manual_seed(0)
+    wide = netaugfx.widen(
+        kind(Large(name), VALUES[name][1]), factor=1.5, example_inputs=torch.randn(6, 5)
+    )
+    config = wide.max_config
+    network = netaugfx.extract(wide, config)
+    small, large = torch.randn(6, 5), 1e7 * torch.randn(6, 5)
+    torch.testing.assert_close(wide.at(config)(small), network(small))
+    with pytest.raises(GuardError, match=r"reads .* at test_data_lengths.py:\d+; on these data"):
+        wide.at(config)(large)
+    if isinstance(network, torch.fx.GraphModule):
+        network.head.read = None  # a lambda
+        network = pickle.loads(pickle.dumps(network))
+        with pytest.raises(AssertionError, match="extracted for inputs at which"):
+            network(large)
+
+
+def test_the_examples_own_data_are_looked_at() -> None:
+    """On the example itself every subnet runs, though no random data look like it."""
+    torch.manual_seed(0)
+    give, read = VALUES["length of a list"]
+    model = nn.Sequential(nn.Linear(5, 5), Net(Large(give), read))
+    large = 1e7 * torch.randn(6, 5)
+    wide = netaugfx.widen(model, factor=1.5, example_inputs=large)
+    network = netaugfx.extract(wide, wide.max_config)
+    torch.testing.assert_close(wide.at(wide.max_config)(large), network(large))
+
+
+class Masked(nn.Module):
+    def forward(self, x: Tensor, mask: Tensor) -> Any:
+        return x[mask] if mask.any() else None
+
+
+class Pooled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 8))
+        self.take = Masked()
+        self.head = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 4))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        rows = self.take(self.fc(x), mask)
+        return torch.zeros(4) if rows is None else self.head(rows).sum(0) / len(rows)
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_a_mask_beside_the_data(verify: bool) -> None:
+    torch.manual_seed(0)
+    mask = torch.tensor([1, 0, 1, 1, 0, 1]).bool()
+    example = torch.randn(6, 5), mask
+    wide = netaugfx.widen(Pooled(), factor=2, example_inputs=example, verify=verify)
+    network = netaugfx.extract(wide, wide.max_config)
+    for shown in (mask, ~mask, mask & False):
+        x = torch.randn(6, 5)
+        torch.testing.assert_close(wide.at(wide.max_config)(x, shown), network(x, shown))
+
+
+def test_random_data_on_which_the_base_itself_fails() -> None:
+    torch.manual_seed(0)
+    model = Net(Rows(threshold=100.0), lambda fc, rows: fc(rows).max(0).values)
+    model.b.weight.data.abs_(), model.a.weight.data.abs_()
+    wide = netaugfx.widen(model, factor=1.5, example_inputs=1e4 * torch.rand(6, 5))
+    assert netaugfx.verify(wide)
+
+
+class Held:
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+
+def test_macs_where_an_object_holds_what_a_module_gives() -> None:
+    rows = Large(lambda x, large: Held(x[x[:, 0] > 0]))
+    wide = netaugfx.widen(
+        Net(rows, lambda fc, held: fc(held.rows)), factor=1.5, example_inputs=torch.randn(6, 5)
+    )
+    assert wide.macs(wide.max_config) - wide.macs(wide.base_config) == (5 + 8) * 8

@@ -182,7 +182,7 @@ def _holds(
                 is_leaf=is_leaf,
                 opaque=program.traced.opaque,
                 device=program.traced.device,
-                real=wide.base,
+                data=program.traced.data,
             )
         except (NetAugFXError, RuntimeError):
             return False
@@ -216,7 +216,7 @@ def _differs(program: Program, wide: WideModel, config: Config) -> str | None:
             is_leaf=is_leaf,
             opaque=program.traced.opaque,
             device=program.traced.device,
-            real=wide.base,
+            data=program.traced.data,
         )
     except (NetAugFXError, RuntimeError) as error:
         return f"tracing it fails: {str(error).splitlines()[0]}"

@@ -138,7 +138,7 @@ def add_guards(graph: fx.Graph, program: Program, sized: fx.GraphModule) -> None
         if guard.read is len or isinstance(known, tuple):  # of keys
             read = here.call(len if guard.read is len else tuple, here.last)
         elif known is Tensor:
-            read, known = here.call(torch.is_tensor, here.last), True
+            read, known = here.call(hasattr, here.last, "is_leaf"), True
         elif isinstance(known, type):
             # torch.fx cannot write a class down
             read = here.call(getattr, here.call(type, here.last), "__name__")
@@ -166,7 +166,7 @@ class _Behind:
         with self.graph.inserting_after(self.last):
             self.last = self.graph.call_function(function, args)
         # what a proxy of torch.fx would answer at once, when the graph is read anew from a pickle
-        self.last.meta["is_wrapped"] = function in (len, tuple, type, torch.is_tensor)
+        self.last.meta["is_wrapped"] = function in (hasattr, len, tuple, type)
         return self.last
 
 

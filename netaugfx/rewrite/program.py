@@ -153,9 +153,11 @@ def checked(bound: Bound, value: Any, i: int) -> None:
     """
     guard = bound.reads[i]
     if not guard.holds(value):
+        known = getattr(guard.value, "__name__", guard.value)
         raise GuardError(
-            f"The subnets' graph was made where Python reads {guard.value} at {guard.source}; on these data it would "
-            "read something else. Move that line into the submodule whose result it reads, so that subnets run it anew."
+            f"The subnets' graph was made where Python reads {known} at {guard.source}; on these data it would "
+            "read something else. Move that line into the submodule whose result it reads, which is kept as it is and "
+            "run anew on all data; what is inside it stays at its base size."
         )
 
 

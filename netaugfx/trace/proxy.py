@@ -221,6 +221,7 @@ class Recorder(fx.proxy.TracerBase):
         self.guards: dict[tuple[fx.Node, str], Guard] = {}
         self.others: dict[fx.Node, Any] = {}  # what data may change -> its value on other data
         self.redrawn: Any = SAME  # likewise of the value that was computed last
+        self.on_others = False  # whether a value on other data is what is computed now
         self.indexed: list[tuple[int, int, tuple[fx.Node, str]]] = []  # frame, instruction, guard
         self.stack = [""]
         self.thread = threading.get_ident()
@@ -302,10 +303,13 @@ class Recorder(fx.proxy.TracerBase):
         others = substitute((args, kwargs), of)
         if not changed:
             return other
+        self.on_others = True
         try:
             return self.value_of(kind, target, *others)
         except Exception:  # it does not go on with these sizes
             return value
+        finally:
+            self.on_others = False
 
     def value_of(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
         """Compute a node's value from the values of its arguments."""
@@ -373,7 +377,7 @@ class Recorder(fx.proxy.TracerBase):
         """Refuse what Python has read if it would read something else on other data."""
         for guard in self.guards.values() if self.others else ():
             if guard.by_data and not guard.holds(self.others[guard.node]):
-                raise Untraceable(f"reads a length that depends on data at {guard.source}")
+                raise Untraceable(f"reads a length or value that depends on data at {guard.source}")
 
     def create_arg(self, a: Any) -> Any:
         """Turn an argument into what a node may hold; tensors become `get_attr` nodes."""

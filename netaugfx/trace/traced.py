@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +22,9 @@ from .meta import (
 )
 from .proxy import Guard
 from .surroundings import random_states_kept
+
+# Module path, and whether it was called on other data -> call by call: what it gave, and what it gives of yet others.
+Data = dict[tuple[str, bool], list[tuple[Any, Any]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +96,7 @@ class Traced:
         device: what `x.device` answered.
         read: module path and name of what the forward read of its modules before it set it.
         written: likewise, of what it set. `root` has again what it had.
+        data: what the modules gave that read data.
     """
 
     graph: fx.Graph
@@ -104,6 +108,7 @@ class Traced:
     device: torch.device
     read: tuple[Attribute, ...] = ()
     written: frozenset[Attribute] = frozenset()
+    data: Data = field(default_factory=dict)
 
     def matches(self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> bool:
         """Whether these inputs take the same path through the user's Python."""

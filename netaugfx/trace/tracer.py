@@ -28,7 +28,7 @@ from .meta import (
 from .patches import watched
 from .proxy import Recorder, Untraceable
 from .surroundings import by_itself, random_states, random_states_differ, random_states_kept
-from .traced import Inputs, Traced
+from .traced import Data, Inputs, Traced
 
 # Seeds and factors of the random data on which modules run that read data. The second is the first with other signs,
 # so that even one row that a threshold keeps is dropped.
@@ -53,6 +53,7 @@ def trace(
     remembered: Remembered | None = None,
     device: torch.device | None = None,
     real: nn.Module | None = None,
+    data: Data | None = None,
 ) -> Traced:
     """Trace the forward of a copy of `model` on the meta device, in the mode that it is in.
 
@@ -69,6 +70,7 @@ def trace(
         remembered: the shapes that another trace has worked out.
         device: what `x.device` answers; that of the model and the inputs if None.
         real: has the modules that read data, with the weights that they run with; the model itself if None.
+        data: what those gave in another trace, which is what they give in this one; they are run if None.
 
     Raises:
         InputError: the model does not accept these inputs.
@@ -81,6 +83,7 @@ def trace(
         while True:
             walk = is_leaf or is_torch_leaf
             tracer = _Tracer(model, inputs, walk, leaves, remembered, device, real or model)
+            tracer.known = {key: list(values) for key, values in (data or {}).items()}
             try:
                 return tracer.trace_root()
             except _Again as again:
@@ -117,6 +120,9 @@ class _Tracer(Recorder):
         self.is_leaf, self.opaque = is_leaf, dict(opaque)
         self.module_paths = {id(module): path for path, module in self.root.named_modules()}
         self.traced: set[str] = set()
+        self.known: Data = {}
+        self.data: Data = {}
+        self.given: dict[str, list[Any]] = {}  # what modules that read data will get of the example
         self.draws = random_states()
         self.plain_error: BaseException | None = None
 
@@ -148,6 +154,7 @@ class _Tracer(Recorder):
         return Traced(
             *(self.graph, self.root, self.inputs, guards, self.opaque, self.constants, self.device),
             read=self.state.read,
+            data=self.data,
             written=self.state.restore(),
         )
 
@@ -211,30 +218,82 @@ class _Tracer(Recorder):
             return self.value_on_data(target, args, kwargs)
 
     def value_on_data(self, path: str, args: Any, kwargs: Any) -> Any:
-        """Return what a module that reads data makes of random data, and note what it makes of other data."""
+        """Return what a module that reads data makes of the example's, and note what it makes of other data."""
+        key = (path, self.on_others)
+        known = self.known.get(key)
+        values = known.pop(0) if known else self.run_on_data(path, args, kwargs)
+        self.data.setdefault(key, []).append(pytree.tree_map(lambda leaf: leaf, values))
+        value, self.redrawn = values
+        return value
+
+    def run_on_data(self, path: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Return what a module makes of the example's data, and the unlikest of what it makes of random data."""
         device = torch.device("cpu") if self.device == META else self.device
         module = self.real.get_submodule(path)
         training = [m.training for m in self.root.get_submodule(path).modules()]
 
-        def run(seed: int, factor: float) -> Any:
+        def copied() -> nn.Module:
             copy = real_copy(module, device)
             for m, mode in zip(copy.modules(), training, strict=True):
                 m.training = mode
-            return on_meta(on_random_data(copy, args, kwargs, device, seed, factor))
+            return copy
 
         with self.phase("real"):
-            try:
-                value = run(*DRAWS[0])
-            except Exception as error:
-                reason = self.opaque.get(path, f"calls '{path}' at {self.source()}")
-                raise Untraceable(f"{reason} (and '{path}' fails alone: {error})") from error
-            other = value
-            for draw in DRAWS[1:]:
-                if _alike(other, value):
-                    with suppress(Exception):  # of data that it does not take
-                        other = run(*draw)
-        self.redrawn = other
-        return value
+            found = []
+            errors: list[Exception] = []
+            own = None if self.on_others else self.on_example(path, (args, kwargs))
+            if own is not None:
+                with suppress(Exception), random_states_kept(), torch.no_grad():
+                    found.append(on_meta(copied()(*own[0], **own[1])))
+            for seed, factor in DRAWS:
+                try:
+                    given = copied(), args, kwargs, device, seed, factor
+                    found.append(on_meta(on_random_data(*given)))
+                except Exception as error:  # data that it does not take
+                    errors.append(error)
+        if not found:
+            reason = self.opaque.get(path, f"calls '{path}' at {self.source()}")
+            raise Untraceable(f"{reason} (and '{path}' fails alone: {errors[0]})") from errors[0]
+        value = found[0]
+        n = _elements(value)
+        other = max(found, key=lambda v: (abs(_elements(v) - n), not _alike(v, value)))
+        return value, other
+
+    def on_example(self, path: str, wanted: Any) -> Any:
+        """Return what the module at `path` is given at its next call when the model runs on the example.
+
+        None if the example has no values, or the model does not run on it.
+
+        Args:
+            path: Of the module.
+            wanted: The arguments of this call, on the meta device.
+        """
+        if path not in self.given:
+            self.given[path] = list(self._given(path))
+        own = self.given[path][:1]
+        del self.given[path][:1]
+        return own[0] if own and _alike(on_meta(own[0]), wanted) else None
+
+    def _given(self, path: str) -> list[Any]:
+        """Return what a module is given, call by call, when the model runs on the example."""
+        seen: list[Any] = []
+        if any(t.device == META for t in self.inputs.tensors):
+            return seen
+        with suppress(Exception), random_states_kept(), torch.no_grad():
+            model = real_copy(self.real, self.device)
+            for m, own in zip(model.modules(), self.root.modules(), strict=True):
+                m.training = own.training
+            module = model.get_submodule(path)
+            forward = module.forward
+
+            def keep(*args: Any, **kwargs: Any) -> Any:
+                seen.append(pytree.tree_map_only(Tensor, torch.clone, (args, kwargs)))
+                return forward(*args, **kwargs)
+
+            module.forward = keep
+            args, kwargs = self.inputs.rebuild([t.detach().clone() for t in self.inputs.tensors])
+            model(*args, **kwargs)
+        return seen
 
     def check_draws(self) -> None:
         now = random_states()
@@ -309,3 +368,7 @@ def _alike(a: Any, b: Any) -> bool:
         else bool(type(x) is type(y) and x == y)
         for x, y in zip(first, second, strict=True)
     )
+
+
+def _elements(tree: Any) -> int:
+    return sum(t.numel() for t in pytree.tree_leaves(tree) if isinstance(t, Tensor))

@@ -63,8 +63,28 @@ class Judge:
             except (NetAugFXError, RuntimeError):
                 if not sides:
                     raise
+        floats = [
+            t for t in tree_leaves(wide.example) if isinstance(t, Tensor) and t.is_floating_point()
+        ]
+        if not self.runs() and all(t.device.type != "meta" for t in floats):
+
+            def own(t: Any) -> Any:
+                floating = isinstance(t, Tensor) and t.is_floating_point()
+                return t.to(device, dtype) if floating else fresh(t, {})
+
+            self.args, self.kwargs = tree_map(own, wide.example)
+            self.wide.__dict__["example"] = on_meta((self.args, self.kwargs))
+            self.programs = both_modes(self.wide)
         if not self.finite():  # a logarithm of its input, say
             self.args, self.kwargs = tree_map(_positive, (self.args, self.kwargs))
+
+    def runs(self) -> bool:
+        """Return whether the base takes the random inputs: one that looks at data may want others."""
+        try:
+            self.outputs(deep_copy(self.wide.base))
+        except Exception:
+            return False
+        return True
 
     def finite(self) -> bool:
         """Return whether the base's outputs are numbers, where it runs at all."""
@@ -146,9 +166,12 @@ class Judge:
                     close(a, b, self.tolerance) for a, b in zip(found, own, strict=True)
                 )
                 if not alike and self.repeats():
+                    lines = {g.source: None for g in program.traced.guards if g.by_data}
+                    data = ", ".join(lines)
                     return (
                         "the operators found by tracing do not compute what the forward does; it depends on what a "
                         "graph does not hold"
+                        + (f": what data decide, which Python reads at {data}" if data else "")
                     )
         return None
 
