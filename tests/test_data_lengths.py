@@ -310,6 +310,19 @@ def test_the_examples_own_data_are_looked_at() -> None:
     torch.testing.assert_close(wide.at(wide.max_config)(large), network(large))
 
 
+class Writes(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.relu_()
+        return x[x.detach()[:, 0] > 0.1]
+
+
+def test_a_module_that_reads_data_may_write_to_what_it_is_given() -> None:
+    torch.manual_seed(0)
+    wide = netaugfx.widen(Net(Writes(), by_shape), factor=1.5, example_inputs=torch.randn(12, 5))
+    assert list(wide.plan.opaque) == ["rows"]
+    assert netaugfx.verify(wide)
+
+
 class Masked(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Any:
         return x[mask] if mask.any() else None

@@ -165,7 +165,8 @@ def on_random_data(
             flags = torch.randint(0, 2, t.shape, generator=generator, device="cpu")
             return (flags * (factor != 1.0)).to(device, t.dtype)
         drawn = factor * torch.randn(t.shape, generator=generator, device="cpu")
-        return drawn.to(device, t.dtype).requires_grad_(t.requires_grad)
+        drawn = drawn.to(device, t.dtype)
+        return drawn.requires_grad_().clone() if t.requires_grad else drawn  # see on_meta
 
     args, kwargs = pytree.tree_map_only(Tensor, real, (args, dict(kwargs)))
     with random_states_kept():

@@ -82,8 +82,8 @@ def trace(
     with _one_at_a_time, random_states_kept(), by_itself():
         while True:
             walk = is_leaf or is_torch_leaf
-            tracer = _Tracer(model, inputs, walk, leaves, remembered, device, real or model)
-            tracer.known = {key: list(values) for key, values in (data or {}).items()}
+            source = real or model, data or {}
+            tracer = _Tracer(model, inputs, walk, leaves, remembered, device, *source)
             try:
                 return tracer.trace_root()
             except _Again as again:
@@ -111,6 +111,7 @@ class _Tracer(Recorder):
         remembered: Remembered,
         device: torch.device | None,
         real: nn.Module,
+        data: Data,
     ) -> None:
         if device is None:
             tensors = [*model.parameters(), *model.buffers(), *inputs.tensors]
@@ -120,7 +121,7 @@ class _Tracer(Recorder):
         self.is_leaf, self.opaque = is_leaf, dict(opaque)
         self.module_paths = {id(module): path for path, module in self.root.named_modules()}
         self.traced: set[str] = set()
-        self.known: Data = {}
+        self.known = {key: list(values) for key, values in data.items()}
         self.data: Data = {}
         self.given: dict[str, list[Any]] = {}  # what modules that read data will get of the example
         self.draws = random_states()
@@ -243,7 +244,7 @@ class _Tracer(Recorder):
             errors: list[Exception] = []
             own = None if self.on_others else self.on_example(path, (args, kwargs))
             if own is not None:
-                with suppress(Exception), random_states_kept(), torch.no_grad():
+                with suppress(Exception), random_states_kept():
                     found.append(on_meta(copied()(*own[0], **own[1])))
             for seed, factor in DRAWS:
                 try:
@@ -272,7 +273,9 @@ class _Tracer(Recorder):
             self.given[path] = list(self._given(path))
         own = self.given[path][:1]
         del self.given[path][:1]
-        return own[0] if own and _alike(on_meta(own[0]), wanted) else None
+        if not own or not _alike(on_meta(own[0]), wanted):
+            return None
+        return pytree.tree_map(_as_computed, own[0], wanted)
 
     def _given(self, path: str) -> list[Any]:
         """Return what a module is given, call by call, when the model runs on the example."""
@@ -368,6 +371,11 @@ def _alike(a: Any, b: Any) -> bool:
         else bool(type(x) is type(y) and x == y)
         for x, y in zip(first, second, strict=True)
     )
+
+
+def _as_computed(value: Any, wanted: Any) -> Any:
+    graded = isinstance(value, Tensor) and wanted.requires_grad
+    return value.requires_grad_().clone() if graded else value  # operators in place may write to it
 
 
 def _elements(tree: Any) -> int:
