@@ -12,10 +12,6 @@ from netaugfx.rules import registry
 # One thread for each test process, so that results do not depend on how a sum was split.
 torch.set_num_threads(1)
 
-# oneDNN writes outside of its memory where a 1x1 convolution with a stride meets few channels that lie last
-# (https://github.com/uxlfoundation/oneDNN/issues/6035): a plain network crashes, or hangs, in its backward pass.
-torch.backends.mkldnn.set_flags(False)
-
 # torch's fused inference kernel of nn.MultiheadAttention and nn.Transformer* rounds otherwise than the
 # operators that it stands for, and the flop counter counts nothing in it. test_extract.py has it on.
 torch.backends.mha.set_fastpath_enabled(False)

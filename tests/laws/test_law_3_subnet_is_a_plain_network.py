@@ -192,6 +192,7 @@ import torch
 from torch.nn.utils import parametrize
 
 torch.set_num_threads(1)
+torch.backends.mkldnn.set_flags(False)  # as here
 for path in sys.argv[1:]:
     with open(path, "rb") as file:
         network, inputs, expected = pickle.load(file)
