@@ -134,8 +134,9 @@ def widen(
                 + "."
             )
         build = _allocate_parts if made.parts else _allocate
-        if made.parts or made.opaque:  # what is not traced may look at values
-            example = with_given(example_inputs, example)
+        given = with_given(example_inputs, example)
+        if made.parts or (made.opaque and _shapes(given) == _shapes(example)):
+            example = given  # what is not traced may look at values
         _reserve(made, model)
         wide = build(model, made, example, seed)
         if not verify:
@@ -301,6 +302,10 @@ def _example(model: nn.Module, example_inputs: Any) -> Example:
             "is itself an argument goes into a tuple, example_inputs=(batch,)."
         ) from None
     return example
+
+
+def _shapes(example: Example) -> list[torch.Size]:
+    return [t.shape for t in tree_leaves(example) if isinstance(t, Tensor)]
 
 
 def _traces(model: nn.Module, example: Example) -> tuple[list[Traced], Example]:

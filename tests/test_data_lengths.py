@@ -360,6 +360,15 @@ def test_random_data_on_which_the_base_itself_fails() -> None:
     assert netaugfx.verify(wide)
 
 
+def test_an_example_of_one_sample_before_a_norm() -> None:
+    """It is taken twice, as a norm cannot train on one, though a module beside it reads data."""
+    model = nn.Sequential(nn.Linear(5, 16), nn.BatchNorm1d(16), Net(Rows(), by_shape))
+    model[2].a = nn.Linear(16, 16)
+    wide = netaugfx.widen(model, factor=1.5, example_inputs=torch.randn(1, 5))
+    assert wide.plan.opaque
+    assert netaugfx.verify(wide)
+
+
 class Held:
     def __init__(self, rows: Tensor) -> None:
         self.rows = rows

@@ -66,7 +66,8 @@ class Judge:
         floats = [
             t for t in tree_leaves(wide.example) if isinstance(t, Tensor) and t.is_floating_point()
         ]
-        if not self.runs() and all(t.device.type != "meta" for t in floats):
+        finite = self.finite()
+        if finite is None and all(t.device.type != "meta" for t in floats):
 
             def own(t: Any) -> Any:
                 floating = isinstance(t, Tensor) and t.is_floating_point()
@@ -75,23 +76,16 @@ class Judge:
             self.args, self.kwargs = tree_map(own, wide.example)
             self.wide.__dict__["example"] = on_meta((self.args, self.kwargs))
             self.programs = both_modes(self.wide)
-        if not self.finite():  # a logarithm of its input, say
+            finite = self.finite()
+        if finite is False:  # a logarithm of its input, say
             self.args, self.kwargs = tree_map(_positive, (self.args, self.kwargs))
 
-    def runs(self) -> bool:
-        """Return whether the base takes the random inputs: one that looks at data may want others."""
-        try:
-            self.outputs(deep_copy(self.wide.base))
-        except Exception:
-            return False
-        return True
-
-    def finite(self) -> bool:
-        """Return whether the base's outputs are numbers, where it runs at all."""
+    def finite(self) -> bool | None:
+        """Return whether the base's outputs are numbers; None where it does not run: it may want other data."""
         try:
             return all(bool(t.isfinite().all()) for t in self.outputs(deep_copy(self.wide.base)))
         except Exception:
-            return True
+            return None
 
     def faults(self, configs: tuple[Config, ...]) -> tuple[dict[int, str], dict[int, str]]:
         """Check every law at every config until it fails; return what breaks each, and why each was not checked.
