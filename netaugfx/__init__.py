@@ -16,10 +16,11 @@ from .errors import (
 )
 from .model import WideModel
 from .plan import Config, Layer, Plan, Width
+from .planning import plan
 from .report import describe, picture, to_networkx
 from .rules import register_rule
 from .verify import verify
-from .widen import plan, widen
+from .widen import widen
 
 __version__ = "0.1.0"
 __all__ = [

@@ -8,11 +8,11 @@ the meta device at the base's sizes and at arbitrary ones, and the product that 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from itertools import combinations_with_replacement
+from itertools import chain, combinations_with_replacement
 from math import prod
 from types import SimpleNamespace
 from typing import Any
@@ -29,9 +29,7 @@ from .rewrite import Bound, Program, checked, count, opaque, scaled, submodule, 
 from .rules import SUBNET_BATCH_NORMS
 from .trace import META, on_random_data, random_states_kept, real_copy
 
-PROBES = (
-    3  # runs at arbitrary sizes; each rules out a wrong product but for a chance of 1 in thousands
-)
+PROBES = 3  # runs at arbitrary sizes; each rules out a wrong product but for 1 in thousands
 LARGEST = 5_000  # channels of a width in a probe
 DEGREE = 6  # axes in a product at most
 
@@ -59,6 +57,22 @@ class Cost:
                     known[axis] = size(axis, sizes)
         return int(sum(t.coefficient * prod(known[axis] for axis in t.axes) for t in self.terms))
 
+    def renamed(self, name: Callable[[str], str]) -> Cost:
+        """Return the same costs with another name for every width."""
+
+        def axis(old: Axis) -> Axis:
+            return tuple(tuple(name(f) if isinstance(f, str) else f for f in s) for s in old)
+
+        return Cost(tuple(Term(t.coefficient, tuple(map(axis, t.axes))) for t in self.terms))
+
+
+def total(costs: Iterable[Cost]) -> Cost:
+    """Return the sum of `costs`."""
+    terms: dict[tuple[Axis, ...], Fraction] = {}
+    for term in chain.from_iterable(c.terms for c in costs):
+        terms[term.axes] = terms.get(term.axes, Fraction(0)) + term.coefficient
+    return Cost(tuple(Term(n, axes) for axes, n in terms.items()))
+
 
 def cost(program: Program, plan: Plan, inputs: Sequence[Tensor]) -> Cost | None:
     """Return the MACs of `program` as a polynomial of the widths of `plan`.
@@ -80,7 +94,7 @@ def cost(program: Program, plan: Plan, inputs: Sequence[Tensor]) -> Cost | None:
     runs = [_calls(program, plan, s, inputs) for s in sizes]
     if len({tuple(node for node, _ in run) for run in runs}) > 1:
         return None
-    totals: dict[tuple[Axis, ...], Fraction] = {}
+    terms: list[Term] = []
     candidates: dict[fx.Node, list[Axis]] = {}
     for calls in zip(*runs, strict=True):
         node = calls[0][0]
@@ -89,8 +103,8 @@ def cost(program: Program, plan: Plan, inputs: Sequence[Tensor]) -> Cost | None:
         term = _term([macs for _, macs in calls], candidates[node], sizes)
         if term is None:
             return None
-        totals[term.axes] = totals.get(term.axes, Fraction(0)) + term.coefficient
-    return Cost(tuple(Term(n, axes) for axes, n in totals.items()))
+        terms.append(term)
+    return total([Cost(tuple(terms))])
 
 
 def counted(
@@ -240,9 +254,7 @@ class _Counter(fx.Interpreter):
                     raise
                 counter.flops.clear()
                 result = self._run_real(n)
-        result = tree_map_only(
-            Tensor, _off_device, result
-        )  # what an object held that a module gave
+        result = tree_map_only(Tensor, _off_device, result)  # some lay in an object that was given
         self.calls += [(self.twins[n], flops // 2) for flops in counter.flops]
         return result
 

@@ -10,28 +10,23 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 from .checks import check_state, shape_of
 from .copies import deep_copy
-from .cost import Cost, cost, counted
-from .errors import ConfigError, InputError, PlanError
-from .examples import arguments
-from .infer import infer
+from .cost import Cost
+from .errors import ConfigError, InputError, NetAugFXError
+from .examples import Example, arguments
+from .graphs import Graphs
 from .plan import KINDS, Config, Plan, Width
-from .programs import Programs
-from .rewrite import BatchStatistics, Bound, Program, averages, rewrite
-from .rules import is_leaf
-from .sampling import Draw, Within, checked, choose, pool_of, uniform
+from .rewrite import BatchStatistics, Bound, Program, averages
+from .sampling import Sampler, checked
 from .shell import Shell
-from .storage import Rooms, Sources, own_seed, permute
-from .trace import Inputs, in_mode, meta_copy, trace
+from .storage import Layout, Rooms, permute
+from .trace import Inputs
 
-BOUND_CONFIGS = (
-    64  # how many configs keep their layouts, beside those that some `wide.at(config)` holds
-)
 step_over = partial(_disable_dynamo, recursive=False)  # torch.compile compiles what it calls
-CACHES = ("_programs", "_sources", "_bound", "_subnets", "_costs", "_chains", "_pools")
+CACHES = ("_graphs", "_sampler", "_subnets")
 
 
 class WideModel(Shell):
@@ -48,14 +43,17 @@ class WideModel(Shell):
     """
 
     plan: Plan
-    example: tuple[tuple[Any, ...], dict[str, Any]]
+    example: Example
     statistics: dict[Config, dict[str, Tensor]]
     _seed: int
+    _graphs: Graphs
+    _sampler: Sampler
+    _subnets: WeakValueDictionary[Config, Subnet]
     _active: Config | None
     _generator_state: Tensor
 
     def __init__(
-        self, base: nn.Module, plan: Plan, rooms: Rooms, example: tuple[Any, Any], seed: int
+        self, base: nn.Module, plan: Plan, rooms: Rooms, example: Example, seed: int
     ) -> None:
         super().__init__(base, rooms)
         self.__dict__.update(
@@ -83,14 +81,14 @@ class WideModel(Shell):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for found in self.statistics.values():
             found.update({name: fn(t) for name, t in found.items()})
-        self._bound.clear()
+        self._graphs.forget()
         after = _dtype(self.base)
         if before != after:
-            self.__dict__["example"] = tree_map(
-                lambda t: t.to(after) if isinstance(t, Tensor) and t.dtype == before else t,
-                self.example,
-            )
+            self._map_examples(lambda t: t.to(after) if t.dtype == before else t)
         return self
+
+    def _map_examples(self, fn: Callable[[Tensor], Tensor]) -> None:
+        self.__dict__["example"] = tree_map_only(Tensor, fn, self.example)
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
@@ -109,13 +107,11 @@ class WideModel(Shell):
         return made
 
     def _forget(self) -> None:
-        self._programs = Programs(self.base, self._renewed, self._dropped)
-        self._sources = Sources(self.plan, self.base, self.rooms)
-        self._bound: dict[tuple[int, Config], Bound] = {}
-        self._subnets: WeakValueDictionary[Config, Subnet] = WeakValueDictionary()
-        self._costs: dict[Any, tuple[Cost | None, Program]] = {}
-        self._chains: dict[Any, tuple[Cost, Within]] = {}
-        self._pools: dict[Any, tuple[Config, ...]] = {}
+        self.__dict__.update(
+            _graphs=Graphs(self.base, self.plan, self.rooms),
+            _sampler=Sampler(self.plan, self._seed, self._polynomial),
+            _subnets=WeakValueDictionary(),
+        )
 
     def load_base(self, state_dict: Mapping[str, Any]) -> None:
         """Load the base's Parameters and buffers from a checkpoint of the user's model, strictly.
@@ -213,29 +209,10 @@ class WideModel(Shell):
         if generator is None:
             generator = torch.Generator()
             generator.set_state(self._generator_state)
-        config = self._drawing(kinds, budget, pool)(generator)
+        config = self._sampler.draw(kinds, budget, pool)(generator)
         if own:
             self._generator_state = generator.get_state()
         return config
-
-    def _drawing(self, kinds: tuple[str, ...], budget: float | None, pool: int | None) -> Draw:
-        """Return what draws a config from a generator."""
-        if pool is not None:
-            key = (kinds, budget, pool)
-            if key not in self._pools:
-                draw = self._drawing(kinds, budget, None)
-                seed = own_seed("pool", self._seed)
-                self._pools[key] = pool_of(pool, draw, self.plan, kinds, budget, seed)
-            return partial(choose, self._pools[key])
-        if budget is None:
-            return partial(uniform, self.plan, kinds)
-        cost = self._polynomial()
-        found, chain = self._chains.get((kinds, budget), (None, None))
-        if chain is None or found is not cost:
-            limit = budget * cost.macs(self.plan.base_config)
-            chain = Within(cost, self.plan, limit, kinds)
-            self._chains[kinds, budget] = cost, chain
-        return chain
 
     def _polynomial(self) -> Cost:
         """Return the MACs of one forward at the example's shapes, as a polynomial of the widths.
@@ -243,26 +220,8 @@ class WideModel(Shell):
         Raises:
             PlanError: Some operator costs no product of channel counts.
         """
-        found = self._cost(*self.example)[0]
-        if found is None:
-            raise PlanError(
-                "The MACs of this model are no polynomial of its widths, which a budget needs; draw "
-                "without one, and look at wide.macs(config)."
-            )
-        return found
-
-    def _cost(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> tuple[Cost | None, Program, Inputs]:
-        """Return the polynomial for these inputs in eval mode, if there is one, with what it was read off."""
-        inputs = Inputs.of(self.base, args, kwargs)
-        known = self._costs.get(inputs.key)
-        if known is None or not self._programs.valid(known[1]):
-            device = next((p.device for p in self.base.parameters()), None)
-            model = in_mode(meta_copy(self.base), False)
-            program, _ = self.program(args, kwargs, model, device)
-            self._costs[inputs.key] = cost(program, self.plan, inputs.tensors), program
-        return *self._costs[inputs.key], inputs
+        args, kwargs = self.example
+        return self._graphs.polynomial(args, kwargs)
 
     @step_over
     def run(self, config: Config, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -285,17 +244,13 @@ class WideModel(Shell):
         program, inputs = self.program(args, kwargs)
         return self.bound(program, config), inputs.tensors
 
+    def layout(self, config: Config) -> Layout:
+        """Return where the tensors of the subnet at `config` come from."""
+        return self._graphs.sources.at(config)
+
     def bound(self, program: Program, config: Config) -> Bound:
         """Return the layouts of `config` for a program, from the cache where they are."""
-        key = (id(program), config)
-        found = self._bound.get(key)
-        if found is None:
-            if len(self._bound) >= BOUND_CONFIGS:
-                idle = (k for k in self._bound if k[1] not in self._subnets)
-                self._bound.pop(next(idle, None), None)  # type: ignore[arg-type]
-            found = Bound(program, self._sources, config, self.statistics.get(config))
-            self._bound[key] = found
-        return found
+        return self._graphs.bound(program, config, self.statistics.get(config), self._subnets)
 
     def program(
         self,
@@ -318,22 +273,7 @@ class WideModel(Shell):
             InputError: The inputs do not fit the model.
             GuardError: The new graph couples channels otherwise than the plan.
         """
-        model = self.base if model is None else model
-        inputs = Inputs.of(self.base, args, kwargs)
-        program = self._programs.find(model, inputs)
-        if program is None:
-            traced = trace(model, args, kwargs, is_leaf=is_leaf, device=device, real=self.base)
-            _, (typing,) = infer([traced], plan=self.plan)
-            program = self._programs.add(model, inputs, rewrite(traced, typing, self.plan))
-        return program, inputs
-
-    def _renewed(self) -> None:
-        """Look at the base's modules anew: another stands in the place of one."""
-        self._sources = Sources(self.plan, self.base, self.rooms)
-        self._bound = {}
-
-    def _dropped(self, program: Program) -> None:
-        self._bound = {key: b for key, b in self._bound.items() if key[0] != id(program)}
+        return self._graphs.program(args, kwargs, model, device)
 
     def recalibrate(self, config: Mapping[str, int], batches: Iterable[Any]) -> None:
         """Give the subnet at `config` batch-norm statistics of its own, the mean over `batches`.
@@ -374,7 +314,7 @@ class WideModel(Shell):
                     ) from None
                 if id(program) not in runs:
                     runs[id(program)] = BatchStatistics(program)
-                runs[id(program)].add(Bound(program, self._sources, config), inputs.tensors)
+                runs[id(program)].add(Bound(program, self._graphs.sources, config), inputs.tensors)
         finally:
             for m, flag in zip(self.base.modules(), flags, strict=True):
                 m.training = flag
@@ -389,7 +329,7 @@ class WideModel(Shell):
                 "was changed."
             )
         self.statistics[config] = found
-        self._bound = {key: b for key, b in self._bound.items() if key[1] != config}
+        self._graphs.forget(config)
 
     def uncalibrate(self, config: Mapping[str, int]) -> None:
         """Drop what `recalibrate` gave to the subnet at `config`; nothing happens where it gave nothing.
@@ -399,7 +339,7 @@ class WideModel(Shell):
         """
         config = self.plan.config(config)
         if self.statistics.pop(config, None) is not None:
-            self._bound = {key: b for key, b in self._bound.items() if key[1] != config}
+            self._graphs.forget(config)
 
     def permute(
         self,
@@ -426,7 +366,7 @@ class WideModel(Shell):
         self.statistics = permute(
             self.plan, self.base, self.rooms, orders, self.statistics, optimizer, ema
         )
-        self._bound = {}
+        self._graphs.forget()
 
     def macs(self, config: Mapping[str, int], input_shape: tuple[int, ...] | None = None) -> int:
         """Return the multiply-accumulates of one forward at `config`, as `torch.utils.flop_counter` counts them.
@@ -436,7 +376,7 @@ class WideModel(Shell):
         Args:
             config: The subnet's config.
             input_shape: The shape of the input, batch included, for a model with one tensor input; else the
-                example's, with a batch of one.
+                example's, with a batch of one if the model takes that.
 
         Raises:
             ConfigError: As `at`. InputError: The model takes no input of this shape, or several tensors.
@@ -451,23 +391,28 @@ class WideModel(Shell):
                     "little; leave it out, and widen with example_inputs of the shapes that you mean."
                 )
 
-        def empty(t: Any) -> Any:
-            if not isinstance(t, Tensor):
-                return t
-            return torch.empty(input_shape or (1, *t.shape[1:]), dtype=t.dtype, device="meta")
-
+        if input_shape is None:
+            try:
+                return self._graphs.macs(config, *_empty(self.example, None))
+            except (NetAugFXError, RuntimeError):  # its first axis is no batch
+                return self._graphs.macs(config, *self.example)
         try:
-            found, program, inputs = self._cost(*tree_map(empty, self.example))
+            return self._graphs.macs(config, *_empty(self.example, input_shape))
         except RuntimeError as error:
-            if input_shape is None:
-                raise
             raise InputError(
                 f"macs: {type(self.base).__name__} does not take an input of shape {input_shape}: "
                 f"{str(error).splitlines()[0]}."
             ) from error
-        if found is not None:
-            return found.macs(config)
-        return counted(program, self.plan, config, inputs.tensors)
+
+
+def _empty(example: Example, shape: tuple[int, ...] | None) -> Example:
+    """Return an example without values: its tensor of this shape, or all of them with a batch of one."""
+    made: Example = tree_map_only(
+        Tensor,
+        lambda t: torch.empty(shape or (1, *t.shape[1:]), dtype=t.dtype, device="meta"),
+        example,
+    )
+    return made
 
 
 def _dtype(model: nn.Module) -> torch.dtype | None:

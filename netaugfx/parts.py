@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .axes import Axis
 from .checks import check_state
 from .copies import deep_copy
-from .cost import Cost, Term
+from .cost import Cost, total
 from .errors import ConfigError, InputError, NetAugFXError, TraceError
-from .examples import Example, with_values
+from .examples import Example, on_meta, with_values
 from .infer import OUTPUT, out_channels
 from .model import WideModel
 from .plan import Config, Layer, Plan
@@ -33,12 +32,26 @@ class WideParts(WideModel):
         base: A copy of the user's model with WideModels in place of these children.
         plan: The joint plan of the parts.
         example: Arguments of a forward, with their values where such were given: the base may look at them.
+        calls: What reaches each part, call by call, in one forward on the example; without values.
         seed: Of `sample`.
     """
 
-    def __init__(self, base: nn.Module, plan: Plan, example: Example, seed: int) -> None:
+    calls: dict[str, list[Example]]
+
+    def __init__(
+        self,
+        base: nn.Module,
+        plan: Plan,
+        example: Example,
+        calls: Mapping[str, list[Example]],
+        seed: int,
+    ) -> None:
         super().__init__(base, plan, Rooms(), example, seed)
-        self.__dict__["_modules"] = base._modules
+        self.__dict__.update(_modules=base._modules, calls=dict(calls))
+
+    def _map_examples(self, fn: Callable[[Tensor], Tensor]) -> None:
+        super()._map_examples(fn)
+        self.__dict__["calls"] = tree_map_only(Tensor, fn, self.calls)
 
     @property
     def wides(self) -> dict[str, WideModel]:
@@ -122,9 +135,9 @@ class WideParts(WideModel):
                 part.permute(mine, optimizer)
 
     def macs(self, config: Mapping[str, int], input_shape: tuple[int, ...] | None = None) -> int:
-        """Return the multiply-accumulates of the parts, each called once at the shapes that it was planned for.
+        """Return the multiply-accumulates of the parts in one forward on the example, every call of each counted.
 
-        What stands around the parts is not counted, nor a second call of one: what the base does is not known.
+        What stands around the parts is not counted: what the base does is not known.
 
         Raises:
             ConfigError: As `at`. InputError: `input_shape` is given.
@@ -135,16 +148,24 @@ class WideParts(WideModel):
                 "widen with example_inputs of the shapes that you mean."
             )
         whole = self.plan.config(config)
-        return sum(part.macs(share(whole, path)) for path, part in self.wides.items())
+        return sum(
+            part._graphs.macs(share(whole, path), args, kwargs)
+            for path, part, (args, kwargs) in self._each_call()
+        )
 
     def _polynomial(self) -> Cost:
-        """Return the MACs of all parts, each at the shapes that it was planned for."""
-        terms = []
+        """Return the MACs of the parts in one forward on the example."""
+        return total(
+            part._graphs.polynomial(args, kwargs).renamed(partial(under, path))
+            for path, part, (args, kwargs) in self._each_call()
+        )
+
+    def _each_call(self) -> Iterator[tuple[str, WideModel, Example]]:
+        """Yield the calls of all parts, but for those on no sample, which cost nothing."""
         for path, part in self.wides.items():
-            for term in part._polynomial().terms:
-                axes = tuple(_prefixed(axis, path) for axis in term.axes)
-                terms.append(Term(term.coefficient, axes))
-        return Cost(tuple(terms))
+            for call in self.calls[path]:
+                if all(t.numel() for t in tree_leaves(call) if isinstance(t, Tensor)):
+                    yield path, part, call
 
 
 @contextmanager
@@ -171,8 +192,9 @@ def _buffers_put_back(base: nn.Module, parts: Iterable[str]) -> Iterator[None]:
             m._buffers.update(own)
 
 
-def _prefixed(axis: Axis, path: str) -> Axis:
-    return tuple(tuple(f"{path}.{f}" if isinstance(f, str) else f for f in s) for s in axis)
+def under(path: str, name: str) -> str:
+    """Return what a name in the part at `path` is called in the whole."""
+    return f"{path}.{name}"
 
 
 def share(config: Mapping[str, int], path: str) -> dict[str, int]:
@@ -186,9 +208,6 @@ def join(model: nn.Module, plans: Mapping[str, Plan], why: str) -> Plan:
 
     Those in which something grows are its parts; of the others it has the pins alone.
     """
-
-    def under(path: str, name: str) -> str:
-        return f"{path}.{name}"
 
     def axes(path: str, plan: Plan) -> dict[str, Any]:
         return {
@@ -274,8 +293,8 @@ def part_of(plan: Plan, path: str) -> Plan:
     )
 
 
-def calls_of(model: nn.Module, example: Example) -> dict[str, Example]:
-    """Run a copy of `model` once in eval mode, and return what reached each of its modules first.
+def calls_of(model: nn.Module, example: Example) -> dict[str, list[Example]]:
+    """Run a copy of `model` once in eval mode, and return what reached each of its modules, call by call.
 
     Args:
         model: On a real device.
@@ -286,23 +305,12 @@ def calls_of(model: nn.Module, example: Example) -> dict[str, Example]:
     """
     copied = deep_copy(model).eval()
     args, kwargs = with_values(example, copied)
-    seen: dict[str, Example] = {}
-
-    def meta(t: Any) -> Any:
-        if not isinstance(t, Tensor):
-            return t
-        shape = [2 if n == 0 else n for n in t.shape]
-        if len(shape) > 1:
-            shape[0] = max(2, shape[0])  # a norm cannot train on a batch of one
-        if list(t.shape) == shape and not t.is_floating_point():
-            return t.detach().clone()
-        return torch.empty(shape, dtype=t.dtype, device="meta")
-
+    seen: dict[str, list[Example]] = {}
     for path, m in copied.named_modules():
 
         def look(_: nn.Module, a: Any, k: Any, path: str = path) -> None:
             if any(isinstance(t, Tensor) for t in tree_leaves((a, k))):
-                seen.setdefault(path, tree_map(meta, (a, k)))
+                seen.setdefault(path, []).append(on_meta((a, k)))
 
         m.register_forward_pre_hook(look, with_kwargs=True)
     with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -317,3 +325,16 @@ def calls_of(model: nn.Module, example: Example) -> dict[str, Example]:
                 "that its forward takes in eval mode."
             ) from error
     return seen
+
+
+def to_plan_for(call: Example) -> Example:
+    """Return a call of a part with two samples at least: none tell no shape, and a norm cannot train on one."""
+
+    def more(t: Tensor) -> Tensor:
+        shape = [2 if n == 0 else n for n in t.shape]
+        if len(shape) > 1:
+            shape[0] = max(2, shape[0])
+        return t if list(t.shape) == shape else torch.empty(shape, dtype=t.dtype, device="meta")
+
+    made: Example = tree_map_only(Tensor, more, call)
+    return made

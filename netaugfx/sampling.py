@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from math import isfinite, lcm, log10, prod
 from typing import Any
 
@@ -12,6 +13,7 @@ from .axes import Axis, size
 from .cost import Cost
 from .errors import ConfigError
 from .plan import KINDS, Config, Plan, Width
+from .storage import own_seed
 
 SWEEPS = 32  # of the Markov chain for one draw within a budget
 MOST = 10_000  # configs of a pool: it is listed in full, so that its draws are always the same
@@ -20,6 +22,44 @@ PATIENCE = (
 )
 
 Draw = Callable[[torch.Generator], Config]
+
+
+class Sampler:
+    """What draws the configs of one wide model; chains and pools are made once.
+
+    Args:
+        plan: Its widths.
+        seed: Of the pools.
+        polynomial: What a forward costs, as it is now.
+    """
+
+    def __init__(self, plan: Plan, seed: int, polynomial: Callable[[], Cost]) -> None:
+        self.plan, self.seed, self.polynomial = plan, seed, polynomial
+        self.chains: dict[Any, tuple[Cost, Within]] = {}
+        self.pools: dict[Any, tuple[Config, ...]] = {}
+
+    def draw(self, kinds: tuple[str, ...], budget: float | None, pool: int | None) -> Draw:
+        """Return what draws a config from a generator; the arguments are those of `WideModel.sample`.
+
+        Raises:
+            ConfigError: Fewer configs than the pool should have.
+            PlanError: A budget, but the MACs are no polynomial of the widths.
+        """
+        if pool is not None:
+            key = (kinds, budget, pool)
+            if key not in self.pools:
+                one, seed = self.draw(kinds, budget, None), own_seed("pool", self.seed)
+                self.pools[key] = pool_of(pool, one, self.plan, kinds, budget, seed)
+            return partial(choose, self.pools[key])
+        if budget is None:
+            return partial(uniform, self.plan, kinds)
+        cost = self.polynomial()
+        found, chain = self.chains.get((kinds, budget), (None, None))
+        if chain is None or found != cost:
+            limit = budget * cost.macs(self.plan.base_config)
+            chain = Within(cost, self.plan, limit, kinds)
+            self.chains[kinds, budget] = cost, chain
+        return chain
 
 
 def checked(generator: Any, kinds: str | Iterable[str], budget: Any, pool: Any) -> tuple[str, ...]:

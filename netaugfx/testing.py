@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from .errors import RuleError
 from .plan import Plan
+from .planning import plan as plan_of
 from .verify import Report, verify
-from .widen import plan as plan_of
 from .widen import probe, widen
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import netaugfx
-from netaugfx import model as wide_model
+from netaugfx import graphs
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -23,13 +23,13 @@ X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 def traces(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     """One entry for every trace of a wide model."""
     found: list[None] = []
-    real = wide_model.trace
+    real = graphs.trace
 
     def trace(*args: Any, **kwargs: Any) -> Any:
         found.append(None)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(wide_model, "trace", trace)
+    monkeypatch.setattr(graphs, "trace", trace)
     return found
 
 
@@ -131,7 +131,7 @@ def test_many_values_are_told_of_once_and_few_programs_are_kept() -> None:
     with pytest.warns(UserWarning, match=r"'temperature' has changed.* 8 times") as told:
         anneal()
     assert len(told) == 1
-    assert len(wide._bound) <= 8
+    assert len(wide._graphs.layouts) <= 8
     same_as_extracted(wide)
 
 
@@ -410,7 +410,7 @@ class Headed(nn.Module):
 
 
 @pytest.mark.parametrize("way", ["wide.head =", "wide.base.head =", "a method", "add_module"])
-def test_a_layer_in_anothers_place_is_the_bases_and_the_wide_models(way: str) -> None:
+def test_a_layer_in_anothers_place_is_the_bases_and_the_graphss(way: str) -> None:
     x = torch.randn(2, 3, 8, 8)
     wide = netaugfx.widen(Headed(), example_inputs=x)
     names, new = list(wide.state_dict()), nn.Conv2d(4, 2, 1)
@@ -436,7 +436,7 @@ def test_a_layer_in_anothers_place_is_the_bases_and_the_wide_models(way: str) ->
         wide.at(wide.max_config)(x)
 
 
-def test_children_come_and_go_in_base_and_wide_model_alike() -> None:
+def test_children_come_and_go_in_base_and_graphs_alike() -> None:
     wide = netaugfx.widen(Headed(), example_inputs=torch.zeros(2, 3, 8, 8))
     wide.aux = nn.Linear(1, 1)
     assert "aux.weight" in wide.base.state_dict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from typing import Any
@@ -231,3 +232,47 @@ def test_a_pool_is_refused_at_once_where_it_would_be_too_large_to_list() -> None
 def test_a_pool_may_hold_every_config_that_there_is() -> None:
     wide = small()
     assert len({wide.sample(torch.Generator().manual_seed(i), pool=26) for i in range(400)}) == 26
+
+
+class TwoLayers(nn.Module):
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(n, 12), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).relu())
+
+
+class Chooses(nn.Module):
+    """Calls its parts twice, on as many rows as data decide, on one row without a batch, and on none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+        )
+        self.head, self.one, self.none = TwoLayers(4), TwoLayers(4), TwoLayers(4)
+
+    def forward(self, x: Tensor) -> Any:
+        large, small = self.body(x), self.body(x[..., ::2, ::2])
+        rows = large.permute(0, 2, 3, 1)[x[:, 0] > 0]
+        return self.head(rows), self.one(small.mean((0, 2, 3))), self.none(rows[:0])
+
+
+def test_macs_of_a_model_in_parts_are_those_of_every_call_of_them() -> None:
+    x = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    model = Chooses().eval()
+    wide = netaugfx.widen(model, factor=2, example_inputs=x)
+    assert wide.plan.parts == ("body", "head", "one", "none")
+    limit = 1.5 * counted(model, (x,))
+    for config in (*configs(wide, 3), wide.sample(budget=1.5)):
+        assert wide.macs(config) == counted(netaugfx.extract(wide, config), (x,))
+    assert all(wide.macs(wide.sample(budget=1.5)) <= limit for _ in range(20))
+    assert copy.deepcopy(wide).half().macs(wide.max_config) == wide.macs(wide.max_config)
+
+
+def test_an_example_without_a_batch_has_macs() -> None:
+    x = torch.randn(4)
+    wide = netaugfx.widen(TwoLayers(4), factor=2, example_inputs=x)
+    for config in configs(wide, 1):
+        assert wide.macs(config) == counted(netaugfx.extract(wide, config), (x,))

@@ -4,6 +4,7 @@ import copy
 import functools
 import operator
 import random
+import sys
 import warnings
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
+from torchvision.ops import nms
 
 import netaugfx
 from netaugfx.errors import InputError, TraceError
@@ -317,6 +319,26 @@ def test_an_opaque_module_called_twice_is_always_a_leaf():
 def test_root_that_reads_data_is_a_trace_error():
     with pytest.raises(TraceError, match=r"Gate.*reads tensor data.*test_trace.py:\d+.*submodule"):
         trace(Gate(), (image(),))
+
+
+@pytest.mark.parametrize(
+    ("read", "reason"),
+    [
+        (lambda x: x[x > 0], r"reads tensor data \(nonzero\)"),
+        (lambda x: x.repeat_interleave((x[:, 0, 0, 0] > 0).long(), 0), r"reads tensor data \(repeat_interleave\)"),
+        (lambda x: torch.allclose(x, x), r"reads tensor data \(item\)"),
+        (lambda x: nms(x[0, 0, :, :4], x[0, 0, :, 0], 0.5), r"reads tensor data \(nms\)"),
+        (lambda x: x.unique(), "calls aten::_unique2, which PyTorch cannot run without data,"),
+        (lambda x: torch.arange(x.max()), r"reads tensor data \(item\)"),
+        (lambda x: f"{x.mean():.3f}", "reads tensor data"),  # on the meta device it has no such format
+    ],
+)  # fmt: skip
+def test_what_reads_data_is_named_by_operator_and_line(read, reason):
+    line = r"(test_trace|boxes).py:\d+\. Move these lines"
+    with pytest.raises(
+        TraceError, match=rf"Cannot trace Model: its own forward {reason} at {line}"
+    ):
+        trace(forward(lambda self, x: read(x)), (image(),))
 
 
 def test_named_opaque_modules_and_own_leaves():
@@ -949,7 +971,7 @@ def test_a_tensor_that_is_given_as_a_number_reads_data(call):
         def forward(self, x):
             return call(x, self.number)
 
-    with pytest.raises(TraceError, match="meta tensors"):
+    with pytest.raises(TraceError, match="reads tensor data"):
         trace(Scaled(), (image(),))
     assert trace(nn.Sequential(Scaled()), (image(),)).opaque["0"]
 
@@ -984,6 +1006,15 @@ def test_a_subnet_may_be_traced_inside_transforms_of_functions():
         torch.testing.assert_close(found[name].sum(0), p.grad)
 
 
+@pytest.fixture
+def threads_that_switch_often():
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("threads_that_switch_often")
 def test_traces_in_several_threads_wait_for_each_other():
     wide, x = wide_pair(), torch.randn(2, 3, 4, 4)
     call = nn.Module.__call__

@@ -18,7 +18,7 @@ from ..rules import layer_of, resize
 
 def values_at(wide: WideModel, config: Config) -> Callable[[str, Tensor], Tensor]:
     """Return what stands in a subnet for a tensor of the base: a copy of what `wide.at(config)` uses."""
-    layout = wide._sources.at(config)
+    layout = wide.layout(config)
     statistics = wide.statistics.get(config, {})
 
     def value(name: str, t: Tensor) -> Tensor:

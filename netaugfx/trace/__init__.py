@@ -3,6 +3,7 @@
 from .attributes import Attribute
 from .forwards import forward_of
 from .functions import Applied
+from .guards import Guard
 from .meta import (
     META,
     Remembered,
@@ -16,13 +17,12 @@ from .meta import (
     substitute,
     without_caches,
 )
-from .proxy import Guard
-from .surroundings import random_states_kept, set_random_states
+from .surroundings import ONE_AT_A_TIME, random_states_kept, set_random_states
 from .traced import Inputs, Traced
 from .tracer import is_torch_leaf, trace
 
 __all__ = [
-    "META", "Applied", "Attribute", "Guard", "Inputs", "Remembered", "Traced", "compute", "forward_of", "in_mode",
-    "is_plain", "is_torch_leaf", "meta_copy", "on_meta", "on_random_data", "random_states_kept", "real_copy",
+    "META", "ONE_AT_A_TIME", "Applied", "Attribute", "Guard", "Inputs", "Remembered", "Traced", "compute", "forward_of",
+    "in_mode", "is_plain", "is_torch_leaf", "meta_copy", "on_meta", "on_random_data", "random_states_kept", "real_copy",
     "set_random_states", "substitute", "trace", "without_caches",
 ]  # fmt: skip

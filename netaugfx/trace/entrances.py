@@ -20,7 +20,8 @@ from torch.autograd.function import FunctionMeta
 from torch.autograd.variable import VariableMeta
 
 from .functions import Applied, kept
-from .proxy import Recorder, Untraceable
+from .guards import Untraceable
+from .recorder import Recorder
 
 _REFUSED: tuple[tuple[Any, str, str], ...] = (
     (torch._functorch.predispatch, "_add_batch_dim_impl", "torch.vmap"),

@@ -13,8 +13,8 @@ from torch.autograd.function import FunctionCtx
 from torch.utils._pytree import tree_map
 
 from ..errors import NetAugFXError
+from .guards import Untraceable
 from .meta import substitute
-from .proxy import Untraceable
 from .traced import Inputs, Traced
 from .tracer import trace
 

@@ -13,6 +13,7 @@ import torch
 
 _HERE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _TORCH = os.path.dirname(torch.__file__) + os.sep
+_SHAPES = "_meta_registrations.py"  # of torchvision: what its operators do on the meta device
 UNKNOWN = "an unknown line"
 
 
@@ -36,7 +37,7 @@ def _line(file: str, line: int) -> str:
 
 def is_user_file(file: str) -> bool:
     """Whether a file is neither torch's nor this package's."""
-    return not file.startswith((_TORCH, _HERE, "<"))
+    return not file.startswith((_TORCH, _HERE, "<")) and not file.endswith(_SHAPES)
 
 
 def source_of(traceback: TracebackType | None) -> str:

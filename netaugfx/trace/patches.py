@@ -21,8 +21,9 @@ from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 from .attributes import OWN
 from .entrances import FACTORIES, RANDOM, Legacy, entrances, numbers_guarded
+from .guards import Untraceable
 from .meta import META, is_plain
-from .proxy import Recorder, Untraceable, updated_attribute
+from .recorder import Recorder, updated_attribute
 from .written_out import WRITTEN_OUT
 
 _MATH = ("cos", "exp", "log", "log10", "log2", "pow", "sin", "sqrt")

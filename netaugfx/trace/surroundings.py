@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import random
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+# What a trace replaces of torch is everybody's: who looks functions of torch up waits until it has ended.
+ONE_AT_A_TIME = threading.RLock()
 
 
 def random_states() -> tuple[Any, ...]:

@@ -14,13 +14,13 @@ from torch import Tensor, fx, nn
 
 from ..errors import InputError
 from .attributes import Attribute
+from .guards import Guard
 from .meta import (
     META,
     compute,
     substitute,
     to_meta,
 )
-from .proxy import Guard
 from .surroundings import random_states_kept
 
 # Module path, and whether it was called on other data -> call by call: what it gave, and what it gives of yet others.

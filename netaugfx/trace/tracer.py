@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 import torch.utils.checkpoint
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
 from ..errors import InputError, NetAugFXError, TraceError
+from .guards import Untraceable
 from .lines import UNKNOWN, origin_of, source_of
 from .meta import (
     META,
     Remembered,
     meta_copy,
-    on_meta,
-    on_random_data,
-    real_copy,
     substitute,
     to_meta,
 )
+from .on_data import OnData
 from .patches import watched
-from .proxy import Recorder, Untraceable
-from .surroundings import by_itself, random_states, random_states_differ, random_states_kept
+from .reasons import about_meta, first_line, reason_of
+from .recorder import Recorder
+from .surroundings import (
+    ONE_AT_A_TIME,
+    by_itself,
+    random_states,
+    random_states_differ,
+    random_states_kept,
+)
 from .traced import Data, Inputs, Traced
-
-# Seeds and factors of the random data on which modules run that read data. The second is the first with other signs,
-# so that even one row that a threshold keeps is dropped.
-DRAWS = ((0, 1.0), (0, -1.0), (1, 3.0), (2, 0.5))
-_one_at_a_time = threading.RLock()  # what a trace replaces is everybody's
 
 
 def is_torch_leaf(module: nn.Module, path: str) -> bool:
@@ -79,7 +78,7 @@ def trace(
     inputs = Inputs.of(model, args, kwargs)
     leaves = {**_computed_by_hooks(model), **(opaque or {})}
     remembered = remembered or Remembered()
-    with _one_at_a_time, random_states_kept(), by_itself():
+    with ONE_AT_A_TIME, random_states_kept(), by_itself():
         while True:
             walk = is_leaf or is_torch_leaf
             source = real or model, data or {}
@@ -117,13 +116,11 @@ class _Tracer(Recorder):
             tensors = [*model.parameters(), *model.buffers(), *inputs.tensors]
             device = next((t.device for t in tensors if t.device.type != "meta"), META)
         super().__init__(meta_copy(model), device, remembered)
-        self.model, self.real, self.inputs = model, real, inputs
+        self.model, self.inputs = model, inputs
         self.is_leaf, self.opaque = is_leaf, dict(opaque)
         self.module_paths = {id(module): path for path, module in self.root.named_modules()}
         self.traced: set[str] = set()
-        self.known = {key: list(values) for key, values in data.items()}
-        self.data: Data = {}
-        self.given: dict[str, list[Any]] = {}  # what modules that read data will get of the example
+        self.on_data = OnData(self.root, real, inputs, self.device, data)
         self.draws = random_states()
         self.plain_error: BaseException | None = None
 
@@ -155,7 +152,7 @@ class _Tracer(Recorder):
         return Traced(
             *(self.graph, self.root, self.inputs, guards, self.opaque, self.constants, self.device),
             read=self.state.read,
-            data=self.data,
+            data=self.on_data.data,
             written=self.state.restore(),
         )
 
@@ -214,89 +211,19 @@ class _Tracer(Recorder):
             try:
                 return super().value_of(kind, target, args, kwargs)
             except Exception as error:
-                if target not in self.opaque and not _about_meta(error):
+                if target not in self.opaque and not about_meta(error):
                     raise
             return self.value_on_data(target, args, kwargs)
 
     def value_on_data(self, path: str, args: Any, kwargs: Any) -> Any:
         """Return what a module that reads data makes of the example's, and note what it makes of other data."""
-        key = (path, self.on_others)
-        known = self.known.get(key)
-        values = known.pop(0) if known else self.run_on_data(path, args, kwargs)
-        self.data.setdefault(key, []).append(pytree.tree_map(lambda leaf: leaf, values))
-        value, self.redrawn = values
-        return value
-
-    def run_on_data(self, path: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Return what a module makes of the example's data, and the unlikest of what it makes of random data."""
-        device = torch.device("cpu") if self.device == META else self.device
-        module = self.real.get_submodule(path)
-        training = [m.training for m in self.root.get_submodule(path).modules()]
-
-        def copied() -> nn.Module:
-            copy = real_copy(module, device)
-            for m, mode in zip(copy.modules(), training, strict=True):
-                m.training = mode
-            return copy
-
         with self.phase("real"):
-            found = []
-            errors: list[Exception] = []
-            own = None if self.on_others else self.on_example(path, (args, kwargs))
-            if own is not None:
-                with suppress(Exception), random_states_kept():
-                    found.append(on_meta(copied()(*own[0], **own[1])))
-            for seed, factor in DRAWS:
-                try:
-                    given = copied(), args, kwargs, device, seed, factor
-                    found.append(on_meta(on_random_data(*given)))
-                except Exception as error:  # data that it does not take
-                    errors.append(error)
-        if not found:
-            reason = self.opaque.get(path, f"calls '{path}' at {self.source()}")
-            raise Untraceable(f"{reason} (and '{path}' fails alone: {errors[0]})") from errors[0]
-        value = found[0]
-        n = _elements(value)
-        other = max(found, key=lambda v: (abs(_elements(v) - n), not _alike(v, value)))
-        return value, other
-
-    def on_example(self, path: str, wanted: Any) -> Any:
-        """Return what the module at `path` is given at its next call when the model runs on the example.
-
-        None if the example has no values, or the model does not run on it.
-
-        Args:
-            path: Of the module.
-            wanted: The arguments of this call, on the meta device.
-        """
-        if path not in self.given:
-            self.given[path] = list(self._given(path))
-        own = self.given[path][:1]
-        del self.given[path][:1]
-        if not own or not _alike(on_meta(own[0]), wanted):
-            return None
-        return pytree.tree_map(_as_computed, own[0], wanted)
-
-    def _given(self, path: str) -> list[Any]:
-        """Return what a module is given, call by call, when the model runs on the example."""
-        seen: list[Any] = []
-        if any(t.device == META for t in self.inputs.tensors):
-            return seen
-        with suppress(Exception), random_states_kept(), torch.no_grad():
-            model = real_copy(self.real, self.device)
-            for m, own in zip(model.modules(), self.root.modules(), strict=True):
-                m.training = own.training
-            module = model.get_submodule(path)
-            forward = module.forward
-
-            def keep(*args: Any, **kwargs: Any) -> Any:
-                seen.append(pytree.tree_map_only(Tensor, torch.clone, (args, kwargs)))
-                return forward(*args, **kwargs)
-
-            module.forward = keep
-            args, kwargs = self.inputs.rebuild([t.detach().clone() for t in self.inputs.tensors])
-            model(*args, **kwargs)
-        return seen
+            try:
+                value, self.redrawn = self.on_data.values(path, args, kwargs, self.on_others)
+            except Exception as error:
+                reason = self.opaque.get(path, f"calls '{path}' at {self.source()}")
+                raise Untraceable(f"{reason} (and '{path}' fails alone: {error})") from error
+        return value
 
     def check_draws(self) -> None:
         now = random_states()
@@ -315,12 +242,14 @@ class _Tracer(Recorder):
         if source == UNKNOWN:  # a module of torch's own failed, called from here
             source = self.source()
         name = type(self.model).__name__
-        text = str(error).strip().partition("\n")[0] or type(error).__name__
-        if not _about_meta(error):
+        text = first_line(error)
+        if not about_meta(error):
             self.plain_error = self.plain_error or self.run_plain()
             same = repr(self.plain_error) == repr(error)
             if same and _hooked(self.model, self.root):
                 return f"fails without hooks, which tracing does not run, at {source}: {text}"
+            if same and self.runs_on_data():  # it is only the meta device that has none
+                return f"reads tensor data at {source}"
             if same:
                 pairs = zip(self.inputs.names, self.inputs.tensors, strict=True)
                 shapes = ", ".join(f"{name}: {tuple(t.shape)} {t.dtype}" for name, t in pairs)
@@ -328,7 +257,7 @@ class _Tracer(Recorder):
                     f"{name} does not accept inputs of shape {shapes}: {text} ({source}). "
                     "Pass example inputs that the model itself runs on."
                 ) from error
-        return f"fails under tracing at {source}: {text}"
+        return reason_of(error, source)
 
     def run_plain(self) -> BaseException:
         """What the model raises when it runs on the meta device without tracing."""
@@ -339,6 +268,13 @@ class _Tracer(Recorder):
             except Exception as error:
                 return error
         return TraceError("nothing")
+
+    def runs_on_data(self) -> bool:
+        """Whether the model runs where there are data; not tried where its weights are none."""
+        if self.device == META:
+            return False
+        with self.phase("real"):
+            return self.on_data.model_runs()
 
 
 def _computed_by_hooks(model: nn.Module) -> dict[str, str]:
@@ -355,28 +291,3 @@ def _hooked(*models: nn.Module) -> bool:
     """Whether any module has hooks of its forward; a forward may also register them on a copy."""
     modules = (module for model in models for module in model.modules())
     return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
-
-
-def _about_meta(error: BaseException) -> bool:
-    """Whether an operator failed as it has no data, or no kernel, on the meta device."""
-    return isinstance(error, NotImplementedError) or "meta" in str(error).lower()
-
-
-def _alike(a: Any, b: Any) -> bool:
-    """Whether two values are the same to who sees no data: shapes, types and numbers."""
-    (first, tree), (second, other) = pytree.tree_flatten(a), pytree.tree_flatten(b)
-    return tree == other and all(
-        (type(x), x.shape, x.dtype) == (type(y), y.shape, y.dtype)
-        if isinstance(x, Tensor) and isinstance(y, Tensor)
-        else bool(type(x) is type(y) and x == y)
-        for x, y in zip(first, second, strict=True)
-    )
-
-
-def _as_computed(value: Any, wanted: Any) -> Any:
-    graded = isinstance(value, Tensor) and wanted.requires_grad
-    return value.requires_grad_().clone() if graded else value  # operators in place may write to it
-
-
-def _elements(tree: Any) -> int:
-    return sum(t.numel() for t in pytree.tree_leaves(tree) if isinstance(t, Tensor))

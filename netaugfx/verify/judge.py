@@ -246,8 +246,10 @@ class Judge:
 
     def law_4(self, config: Config) -> str | None:
         wide, plan = self.wide, self.wide.plan
-        wide.statistics.clear()  # a recalibrated subnet normalises base channels otherwise
-        wide._bound.clear()
+        for known in list(
+            wide.statistics
+        ):  # a recalibrated subnet normalises base channels otherwise
+            wide.uncalibrate(known)
         base = deep_copy(wide.base)  # its graph may update its buffers
         with torch.no_grad(), self.modes() as programs:
             for name, summed in plan.contracted.items():
