@@ -1006,6 +1006,24 @@ def test_a_subnet_may_be_traced_inside_transforms_of_functions():
         torch.testing.assert_close(found[name].sum(0), p.grad)
 
 
+@pytest.mark.parametrize(
+    "holds",
+    [
+        lambda x: type(x) is Tensor,
+        lambda x: type(x.shape) is torch.Size,
+        lambda x: type(x.shape[0]) is int,
+        lambda x: isinstance(type(x), type) and not isinstance(x, type) and issubclass(type, type),
+        lambda x: type("Made", (), {"n": 2}).n == 2 and type[int] == __builtins__["type"][int],
+        lambda x: x.is_cuda is False and x.is_sparse is False,
+    ],
+)
+def test_types_and_flags_are_what_they_are_without_tracing(holds):
+    model = forward(lambda self, x: x * 2 if holds(x) else x)
+    assert holds(image())
+    assert targets(check(model, image()))[-1] is operator.mul
+    assert "type" not in globals()
+
+
 @pytest.fixture
 def threads_that_switch_often():
     before = sys.getswitchinterval()

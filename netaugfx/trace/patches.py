@@ -24,6 +24,7 @@ from .entrances import FACTORIES, RANDOM, Legacy, entrances, numbers_guarded
 from .guards import Untraceable
 from .meta import META, is_plain
 from .recorder import Recorder, updated_attribute
+from .type_calls import types_answered
 from .written_out import WRITTEN_OUT
 
 _MATH = ("cos", "exp", "log", "log10", "log2", "pow", "sin", "sqrt")
@@ -197,6 +198,7 @@ def watched(tracer: Recorder, call_module: Callable[..., Any]) -> Iterator[None]
             patch(math, name, over_numbers(getattr(math, name)))
         for name in ("finfo", "iinfo"):
             patch(torch, name, limits(getattr(torch, name)))
+        stack.enter_context(types_answered(tracer.root))
         stack.enter_context(numbers_guarded(tracer))
         stack.enter_context(_Mode(tracer))
         yield

@@ -47,7 +47,8 @@ class Value(fx.Proxy):
 
             return method
         result = self.record(getattr, name)
-        return self.tracer.read(result, itself) if isinstance(attribute, str) else result
+        read = isinstance(attribute, bool | str)  # Python may test these by identity
+        return self.tracer.read(result, itself) if read else result
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "data" and self.tracer.alive:

@@ -24,7 +24,7 @@ from .meta import (
 from .on_data import OnData
 from .patches import watched
 from .reasons import about_meta, first_line, reason_of
-from .recorder import Recorder
+from .recorder import SAME, Recorder
 from .surroundings import (
     ONE_AT_A_TIME,
     by_itself,
@@ -120,7 +120,9 @@ class _Tracer(Recorder):
         self.is_leaf, self.opaque = is_leaf, dict(opaque)
         self.module_paths = {id(module): path for path, module in self.root.named_modules()}
         self.traced: set[str] = set()
-        self.on_data = OnData(self.root, real, inputs, self.device, data)
+        # only what is opaque gives the same at other widths
+        known = {key: values for key, values in data.items() if key[0] in self.opaque}
+        self.on_data = OnData(self.root, real, inputs, self.device, known)
         self.draws = random_states()
         self.plain_error: BaseException | None = None
 
@@ -213,17 +215,20 @@ class _Tracer(Recorder):
             except Exception as error:
                 if target not in self.opaque and not about_meta(error):
                     raise
-            return self.value_on_data(target, args, kwargs)
+            value, other = self.value_on_data(target, args, kwargs)
+            self.redrawn = (
+                SAME if torch_own else other
+            )  # a layer's lengths are those of what it is given
+            return value
 
-    def value_on_data(self, path: str, args: Any, kwargs: Any) -> Any:
-        """Return what a module that reads data makes of the example's, and note what it makes of other data."""
+    def value_on_data(self, path: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Return what a module that reads data makes of the example's, and what it makes of other data."""
         with self.phase("real"):
             try:
-                value, self.redrawn = self.on_data.values(path, args, kwargs, self.on_others)
+                return self.on_data.values(path, args, kwargs, self.on_others)
             except Exception as error:
                 reason = self.opaque.get(path, f"calls '{path}' at {self.source()}")
                 raise Untraceable(f"{reason} (and '{path}' fails alone: {error})") from error
-        return value
 
     def check_draws(self) -> None:
         now = random_states()
