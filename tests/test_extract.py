@@ -85,6 +85,17 @@ def test_guards_of_a_graph_with_a_norm_that_counts_its_batches(training: bool) -
         network(torch.randn(2, 3, 31, 32))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_norm_that_counts_its_batches_keeps_the_class(training: bool) -> None:
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=None), nn.ReLU(), nn.Conv2d(4, 5, 1))
+    ).train(training)
+    wide = netaugfx.widen(model, example_inputs=X)
+    network = netaugfx.extract(wide, wide.max_config)
+    assert type(network) is nn.Sequential
+    assert torch.equal(network(X), wide.at(wide.max_config)(X))
+
+
 @pytest.mark.parametrize("where", ["cpu", "meta"])
 def test_the_class_that_asks_for_its_device_is_kept(where: str) -> None:
     case = next(case for case in CASES if case.name == "asks for its device")

@@ -16,7 +16,7 @@ from tests import measure
 from tests.laws.subject import BY_HAND, Growth, Source, config_of, few, growths, growths_of, widen
 from tests.networks import CASES, CORE, Frozen, Hooked, double_output
 from tests.real import TESTED
-from tests.strategies import Act, Conv, NetworkSpec, Norm, networks
+from tests.strategies import Act, Conv, Drop, Experts, NetworkSpec, Norm, networks
 
 
 def same_network(found: nn.Module, expected: nn.Module, what: str) -> None:
@@ -107,8 +107,19 @@ COUNTED = NetworkSpec(
 )
 
 
+# The class holds channel counts and each mode another graph, in which that norm stands behind a drop path.
+KEPT_WHOLE = NetworkSpec(
+    channels=(2,),
+    body=(
+        *(Conv(out=4), Experts(groups=2, flat=False), Drop(kind="path"), Norm(momentum=None)),
+        Conv(out=4),
+    ),
+)
+
+
 @few
 @example(COUNTED, Growth())
+@example(KEPT_WHOLE, Growth(diversity=2, seed=2, config=1))
 @given(networks(), growths)
 def test_random_networks(spec: NetworkSpec, growth: Growth) -> None:
     check(spec, growth)
