@@ -62,7 +62,7 @@ def infer(
         pin_asserted(solver)
         pin_claims(solver)
         refuse_pins(solver)
-        names = {v: name for name, v in solver.seeds.items()}
+        names = {v: name for name, v in solver.parameters.seeds.items()}
         return plan, [name_typing(typing, names) for typing in typings]
     choose_factors(solver)
     pin_numbers(solver)
@@ -83,7 +83,7 @@ def infer(
     layers = spans_of(solver, names)
     awkward = {
         f.order
-        for axes in solver.parameters.values()
+        for axes in solver.parameters.axes.values()
         for axis in axes
         for segment in resolve(axis)
         for f in segment[1:]
@@ -99,7 +99,7 @@ def infer(
         pinned={name: v.reason for v, name in names.items() if v.reason is not None},
         axes={
             name: tuple(name_axis(axis, names) for axis in axes)
-            for name, axes in solver.parameters.items()
+            for name, axes in solver.parameters.axes.items()
             if any(v.reason is None for axis in axes for v in variables(resolve(axis)))
         },
         contracted={name: tuple(sorted(axes)) for name, axes in solver.summed.items()},

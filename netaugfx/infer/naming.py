@@ -19,7 +19,7 @@ def names_of(solver: Solver) -> dict[Var, str]:
     """Name every variable after the first layer that has it, with an index where that layer has several."""
     names: dict[Var, str] = {}
     taken: set[str] = set()
-    for parameter, axes in solver.parameters.items():
+    for parameter, axes in solver.parameters.axes.items():
         owner = parameter.rpartition(".")[0] or parameter
         for i, axis in enumerate(axes):
             axis = resolve(axis)
@@ -57,11 +57,11 @@ def kinds_of(solver: Solver) -> dict[Var, str]:
             old = places.get(v)
             places[v] = parts if old is None else _common(old, parts)
     kinds: dict[Var, str] = {}
-    for axes in solver.parameters.values():
+    for axes in solver.parameters.axes.values():
         for axis in axes:
             for v in variables(resolve(axis)):
                 parts = list(places.get(v) or [])
-                while parts and _container(solver.modules[".".join(parts)]):
+                while parts and _container(solver.parameters.modules[".".join(parts)]):
                     parts.pop()
                 kinds[v] = "inner" if parts else "stream"
     return kinds
@@ -70,11 +70,11 @@ def kinds_of(solver: Solver) -> dict[Var, str]:
 def share_of(solver: Solver, opaque: Iterable[str]) -> tuple[float, int]:
     """Return the elastic output channels of convolution and linear layers over all, and how many there are."""
     elastic = 0
-    within = {m for path in opaque for m in solver.root.get_submodule(path).modules()}
+    within = {m for path in opaque for m in solver.parameters.root.get_submodule(path).modules()}
     total = sum(
         out_channels(m)
         for m in within
-        if solver.first.get(id(getattr(m, "weight", None))) not in solver.weights
+        if solver.parameters.first.get(id(getattr(m, "weight", None))) not in solver.weights
     )
     for axis in solver.weights.values():
         for segment in resolve(axis):
@@ -99,7 +99,7 @@ def out_channels(module: nn.Module) -> int:
 def spans_of(solver: Solver, names: Mapping[Var, str]) -> dict[Var, tuple[str, ...]]:
     """Return the layers one of whose axes each variable spans."""
     layers: dict[Var, dict[str, None]] = {v: {} for v in names}
-    for parameter, axes in solver.parameters.items():
+    for parameter, axes in solver.parameters.axes.items():
         owner = parameter.rpartition(".")[0] or parameter
         for axis in axes:
             for v in variables(resolve(axis)):

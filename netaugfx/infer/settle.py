@@ -21,9 +21,9 @@ def pin_opaque(solver: Solver, traces: Iterable[Traced]) -> None:
     for traced in traces:
         for path in traced.opaque:
             mode = "train" if traced.root.get_submodule(path).training else "eval"
-            for name in solver.inside(path):
-                if name in solver.parameters or solver.plan is not None:
-                    typed = solver.parameter(name)
+            for name in solver.parameters.inside(path):
+                if name in solver.parameters.axes or solver.parameters.plan is not None:
+                    typed = solver.parameters.typed(name)
                     for axis in typed.axes if typed else ():
                         pin(axis, f"module '{path}' could not be traced in {mode} mode")
 
@@ -42,15 +42,15 @@ def pin_noise(solver: Solver, traces: Iterable[Traced], typings: Iterable[Typing
 
 def pin_unmade(solver: Solver) -> None:
     """Pin what only buffers, sums and constants have: a width needs a Parameter that makes its channels."""
-    made = set(solver.seeds.values()) | {
+    made = set(solver.parameters.seeds.values()) | {
         v
-        for name, axes in solver.parameters.items()
-        if isinstance(solver.tensor(name), nn.Parameter)
+        for name, axes in solver.parameters.axes.items()
+        if isinstance(solver.parameters.tensor(name), nn.Parameter)
         for i, axis in enumerate(axes)
         if i not in solver.summed.get(name, ())
         for v in variables(resolve(axis))
     }
-    here = [axis for axes in solver.parameters.values() for axis in axes]
+    here = [axis for axes in solver.parameters.axes.values() for axis in axes]
     for axis in (*here, *dict.fromkeys(axis for _, axis in solver.touched)):
         for v in variables(resolve(axis)):
             if v not in made and v.reason is None:
@@ -59,7 +59,7 @@ def pin_unmade(solver: Solver) -> None:
 
 def choose_factors(solver: Solver) -> None:
     """Let one factor of every product grow, or those that are the channels of layers by themselves."""
-    here = [axis for axes in solver.parameters.values() for axis in axes]
+    here = [axis for axes in solver.parameters.axes.values() for axis in axes]
     choose([*here, *dict.fromkeys(axis for _, axis in solver.touched)], _alone(solver))
     for name, axis, of in solver.summed_factors:
         if elastic(of):
@@ -70,7 +70,7 @@ def _alone(solver: Solver) -> set[Var]:
     """Return the variables that alone are channels which a layer makes or takes in, or a part of them."""
     made = [
         axis
-        for name, axes in solver.parameters.items()
+        for name, axes in solver.parameters.axes.items()
         for i, axis in enumerate(axes)
         if i not in solver.summed.get(name, ())
     ]
@@ -171,7 +171,7 @@ def names_kept(globs: Iterable[str], root: nn.Module) -> dict[str, set[str]]:
 def pin_kept(solver: Solver, globs: Iterable[str], root: nn.Module) -> None:
     """Pin the widths of every Parameter whose module matches one of `globs`."""
     for glob, under in names_kept(globs, root).items():
-        for name, axes in solver.parameters.items():
+        for name, axes in solver.parameters.axes.items():
             owner = name.rpartition(".")[0]
             if any(owner == p or owner.startswith(f"{p}.") for p in under):
                 for axis in axes:
@@ -180,7 +180,7 @@ def pin_kept(solver: Solver, globs: Iterable[str], root: nn.Module) -> None:
 
 def refuse_pins(solver: Solver) -> None:
     """Raise if a width of the given plan had to be bound or pinned."""
-    for name, v in solver.seeds.items():
+    for name, v in solver.parameters.seeds.items():
         if v.reason is not None or v.bound is not None:
             why = v.reason or "its channels fall apart otherwise"
             raise GuardError(

@@ -15,14 +15,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ..axes import Axis
 from ..plan import Plan
 from ..rules import Call, NoRule, Op, Path, Ref, Typed, layer_of, rule_of
-from ..trace import Applied, Traced, is_plain
-from ..unify import OpenAxis, Var, fixed, length, pin
+from ..trace import Applied, Traced
+from ..unify import OpenAxis, fixed, length, pin
 from .functions import Claim, read_function
 from .lengths import READS, argument, axes_read, derived, lengths_of
+from .parameters import Parameters
 
 OUTPUT = "it is an output of the network"
 NO_RULE = "has no rule"
-LAYERS_OWN = {"weight", "bias", "in_proj_weight", "in_proj_bias", "running_mean", "running_var"}
 HARMLESS = {
     "size",
     "dim",
@@ -76,20 +76,7 @@ class Solver:
     """The variables of one model while its graphs are read."""
 
     def __init__(self, root: nn.Module, plan: Plan | None) -> None:
-        self.tensors: dict[str, Tensor] = {
-            **dict(root.named_parameters()),
-            **dict(root.named_buffers()),
-        }
-        self.first: dict[int, str] = {}
-        for name, tensor in self.tensors.items():
-            self.first.setdefault(id(tensor), name)
-        self.root = root
-        self.modules: dict[str, nn.Module] = dict(root.named_modules(remove_duplicate=False))
-        self.plan = plan
-        self.seeds = (
-            {w.name: Var(w.base, given=True, own=True) for w in plan.widths} if plan else {}
-        )
-        self.parameters: dict[str, tuple[OpenAxis, ...]] = {}
+        self.parameters = Parameters(root, plan)
         self.summed: dict[str, set[int]] = {}
         self.summed_factors: list[tuple[str, int, OpenAxis]] = []
         self.fills: dict[str, float] = {}
@@ -104,63 +91,6 @@ class Solver:
         self.claims: list[Claim] = []
         self.asserted: list[tuple[fx.Node, Mapping[fx.Node, Any]]] = []
         self.opaque: dict[str, str] = {}
-
-    def parameter(self, name: str) -> Typed | None:
-        """Return a Parameter or buffer by any of its names, typed."""
-        tensor = self.tensor(name)
-        if tensor is None:
-            return None
-        name = self.first.get(id(tensor), name)
-        if name not in self.parameters:
-            if self.plan is None:
-                plain = self._plain_axes(name, tensor)
-                self.parameters[name] = tuple(
-                    fixed(n) if i in plain else ((Var(n, own=True),),)
-                    for i, n in enumerate(tensor.shape)
-                )
-            else:
-                axes = self.plan.axes.get(name)
-                self.parameters[name] = (
-                    tuple(self._seeded(axis) for axis in axes)
-                    if axes is not None
-                    else tuple(fixed(n) for n in tensor.shape)
-                )
-        return Typed(tensor, self.parameters[name], name)
-
-    def inside(self, path: str) -> list[str]:
-        """Return the Parameters and buffers of a module, by the names that `parameters` has them under."""
-        inner = self.root.get_submodule(path)
-        tensors = [*inner.named_parameters(), *inner.named_buffers()]
-        return [self.first.get(id(t), f"{path}.{name}") for name, t in tensors]
-
-    def tensor(self, name: str) -> Tensor | None:
-        path, _, leaf = name.rpartition(".")
-        owner = self.modules.get(path)
-        if owner is None:
-            return None
-        for room in (owner._parameters, owner._buffers):
-            if leaf in room:
-                return room[leaf]
-        return None
-
-    def _plain_axes(self, name: str, tensor: Tensor) -> set[int]:
-        """Return the axes that are no widths: a kernel's extent, a length of 1 meant to be repeated, an index's."""
-        path, _, leaf = name.rpartition(".")
-        if not tensor.is_floating_point() and tensor.dtype != torch.bool:  # an index into something
-            return set(range(tensor.dim()))
-        m = self.modules[path]
-        if is_plain(m, leaf):
-            return set(range(tensor.dim()))
-        if leaf == "weight" and isinstance(m, nn.modules.conv._ConvNd):
-            return set(range(2, tensor.dim()))
-        if leaf in LAYERS_OWN:
-            return set()
-        return {i for i, n in enumerate(tensor.shape) if n == 1}
-
-    def _seeded(self, axis: Axis) -> OpenAxis:
-        return tuple(
-            tuple(self.seeds[f] if isinstance(f, str) else f for f in segment) for segment in axis
-        )
 
     def graph(self, traced: Traced) -> Typing:
         """Read one graph."""
@@ -199,7 +129,9 @@ class Solver:
             return _plain(value), {}
         if node.op == "get_attr":
             found = (
-                None if str(node.target) in traced.constants else self.parameter(str(node.target))
+                None
+                if str(node.target) in traced.constants
+                else self.parameters.typed(str(node.target))
             )
             return (found or _plain(value)), {}
         args, kwargs = map_arg((node.args, node.kwargs), lambda n: typed[n])
@@ -233,7 +165,7 @@ class Solver:
         parameter = None
         why = NO_RULE
         if node.op == "call_module":
-            target = self.modules[str(node.target)]
+            target = self.parameters.modules[str(node.target)]
             if node.target in traced.opaque:
                 self._pin(inputs, f"module '{node.target}' could not be traced")
                 return _plain(value), {}
@@ -248,7 +180,7 @@ class Solver:
                     return self._call(call, value, node, typing), {}
 
             def parameter(name: str) -> Typed | None:
-                return self.parameter(f"{node.target}.{name}")
+                return self.parameters.typed(f"{node.target}.{name}")
 
             if _altered(target):
                 why = f"{where(node)} {_altering(target)}"
@@ -338,7 +270,7 @@ class Solver:
             if isinstance(x, Call):
                 return self._call(x, None, node, typing)
             if isinstance(x, Ref):
-                return self.parameter(f"{node.target}.{x.name}")
+                return self.parameters.typed(f"{node.target}.{x.name}")
             return x
 
         args = tuple(typed(a) for a in call.args)
