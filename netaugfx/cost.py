@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from .axes import Axis, size, widths_of
@@ -112,6 +112,12 @@ def counted(
 ) -> int:
     """Return the MACs of one forward at `sizes` by running the graph on the meta device."""
     return sum(macs for _, macs in _calls(program, plan, sizes, inputs))
+
+
+def output_shapes(program: Program, plan: Plan, inputs: Sequence[Tensor]) -> list[torch.Size]:
+    """Return the shapes of the tensors that the base gives for these inputs."""
+    output, _ = _run(program, plan, plan.base_config, inputs)
+    return [t.shape for t in tree_leaves(output) if isinstance(t, Tensor)]
 
 
 def _term(
@@ -271,11 +277,18 @@ class _Counter(fx.Interpreter):
 def _calls(
     program: Program, plan: Plan, sizes: Mapping[str, int], inputs: Sequence[Tensor]
 ) -> list[tuple[fx.Node, int]]:
+    return _run(program, plan, sizes, inputs)[1]
+
+
+def _run(
+    program: Program, plan: Plan, sizes: Mapping[str, int], inputs: Sequence[Tensor]
+) -> tuple[Any, list[tuple[fx.Node, int]]]:
+    """Return what the graph gives at `sizes`, on the meta device, and its counted calls."""
     counter = _Counter(program)
     with (
         torch.no_grad(),
         META,
         random_states_kept(),
     ):  # tensors that the forward makes are made there, too
-        counter.run(_Shapes(program, plan, sizes), *map(_on_meta, inputs))
-    return counter.calls
+        output = counter.run(_Shapes(program, plan, sizes), *map(_on_meta, inputs))
+    return output, counter.calls

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]  # positional arguments, keyword arguments
 
@@ -49,6 +49,26 @@ def on_meta(example: Any, batch: int | None = None) -> Example:
 
     moved: Example = tree_map(meta, example)
     return moved
+
+
+def with_batch(example: Example, n: int | None) -> Example:
+    """Return `example` on the meta device, without values, with `n` samples.
+
+    Args:
+        example: Positional and keyword arguments. The first axis of the first tensor counts samples, and those that are
+            as long.
+        n: How many; as they are if None.
+    """
+    lengths = (t.shape[0] for t in tree_leaves(example) if isinstance(t, Tensor) and t.dim())
+    batch = next(lengths, None)
+
+    def sized(t: Tensor) -> Tensor:
+        batched = n is not None and t.dim() and t.shape[0] == batch
+        shape = (n, *t.shape[1:]) if batched else t.shape
+        return torch.empty(shape, dtype=t.dtype, device="meta")
+
+    made: Example = tree_map_only(Tensor, sized, example)
+    return made
 
 
 def with_values(example: Example, model: nn.Module, seed: int = 0) -> Example:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .cost import Cost, cost, counted
-from .errors import PlanError
+from .cost import Cost, cost, counted, output_shapes
+from .errors import NetAugFXError, PlanError
+from .examples import Example, with_batch
 from .infer import infer
 from .plan import Config, Plan
 from .programs import Programs
@@ -127,6 +128,24 @@ class Graphs:
                 "without one, and look at wide.macs(config)."
             )
         return found
+
+    def one_sample(self, example: Example) -> Example:
+        """Return an example without values, with a batch of one where its first axis is a batch.
+
+        It is one if the first axis of an output grows with it, and nothing else of the outputs does.
+        """
+        one, two = (with_batch(example, n) for n in (1, 2))
+        try:
+            first, second = (self._output_shapes(*sized) for sized in (one, two))
+        except (NetAugFXError, RuntimeError):  # no length of one
+            return with_batch(example, None)
+        changed = [(a, b) for a, b in zip(first, second, strict=True) if a != b]
+        batch = changed and all(a[1:] == b[1:] and 2 * a[0] == b[0] for a, b in changed)
+        return one if batch else with_batch(example, None)
+
+    def _output_shapes(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Size]:
+        _, program, inputs = self.cost(args, kwargs)
+        return output_shapes(program, self.plan, inputs.tensors)
 
     def macs(
         self, config: Mapping[str, int], args: tuple[Any, ...], kwargs: Mapping[str, Any]

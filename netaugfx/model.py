@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 from .checks import check_state, shape_of
 from .copies import deep_copy
 from .cost import Cost
-from .errors import ConfigError, InputError, NetAugFXError
+from .errors import ConfigError, InputError
 from .examples import Example, arguments
 from .graphs import Graphs
 from .plan import KINDS, Config, Plan, Width
@@ -26,7 +26,7 @@ from .storage import Layout, Rooms, permute
 from .trace import Inputs
 
 step_over = partial(_disable_dynamo, recursive=False)  # torch.compile compiles what it calls
-CACHES = ("_graphs", "_sampler", "_subnets")
+CACHES = ("_graphs", "_sampler", "_subnets", "_one_pass")
 
 
 class WideModel(Shell):
@@ -376,7 +376,8 @@ class WideModel(Shell):
         Args:
             config: The subnet's config.
             input_shape: The shape of the input, batch included, for a model with one tensor input; else the
-                example's, with a batch of one if the model takes that.
+                example's, with a batch of one where its first axis is a batch: where the outputs' first axis is as
+                long.
 
         Raises:
             ConfigError: As `at`. InputError: The model takes no input of this shape, or several tensors.
@@ -392,27 +393,17 @@ class WideModel(Shell):
                 )
 
         if input_shape is None:
-            try:
-                return self._graphs.macs(config, *_empty(self.example, None))
-            except (NetAugFXError, RuntimeError):  # its first axis is no batch
-                return self._graphs.macs(config, *self.example)
+            return self._graphs.macs(config, *self._graphs.one_sample(self.example))
+        example = tree_map_only(
+            Tensor, lambda t: torch.empty(input_shape, dtype=t.dtype, device="meta"), self.example
+        )
         try:
-            return self._graphs.macs(config, *_empty(self.example, input_shape))
+            return self._graphs.macs(config, *example)
         except RuntimeError as error:
             raise InputError(
                 f"macs: {type(self.base).__name__} does not take an input of shape {input_shape}: "
                 f"{str(error).splitlines()[0]}."
             ) from error
-
-
-def _empty(example: Example, shape: tuple[int, ...] | None) -> Example:
-    """Return an example without values: its tensor of this shape, or all of them with a batch of one."""
-    made: Example = tree_map_only(
-        Tensor,
-        lambda t: torch.empty(shape or (1, *t.shape[1:]), dtype=t.dtype, device="meta"),
-        example,
-    )
-    return made
 
 
 def _dtype(model: nn.Module) -> torch.dtype | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from threading import RLock
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from .infer import OUTPUT, out_channels
 from .model import WideModel
 from .plan import Config, Layer, Plan
 from .storage import Rooms, checked
+from .trace import random_states_kept
 
 PORT = "it leaves '{}', which is traced apart, since the model around it cannot be traced"
 
@@ -37,6 +39,7 @@ class WideParts(WideModel):
     """
 
     calls: dict[str, list[Example]]
+    _one_pass: RLock
 
     def __init__(
         self,
@@ -48,6 +51,15 @@ class WideParts(WideModel):
     ) -> None:
         super().__init__(base, plan, Rooms(), example, seed)
         self.__dict__.update(_modules=base._modules, calls=dict(calls))
+
+    def _forget(self) -> None:
+        super()._forget()
+        self.__dict__["_one_pass"] = RLock()  # the configs of the parts belong to one pass
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the base, or the subnet of the `with wide.at(config)` block; passes in other threads wait."""
+        with self._one_pass:
+            return super().forward(*args, **kwargs)
 
     def _map_examples(self, fn: Callable[[Tensor], Tensor]) -> None:
         super()._map_examples(fn)
@@ -69,6 +81,7 @@ class WideParts(WideModel):
         parts = self.wides
         grown = [path for path, part in parts.items() if shares[path] != part.base_config]
         with ExitStack() as stack:
+            stack.enter_context(self._one_pass)
             if grown:
                 stack.enter_context(_buffers_put_back(self.base, grown))
             for path, part in parts.items():
@@ -313,7 +326,7 @@ def calls_of(model: nn.Module, example: Example) -> dict[str, list[Example]]:
                 seen.setdefault(path, []).append(on_meta((a, k)))
 
         m.register_forward_pre_hook(look, with_kwargs=True)
-    with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with torch.no_grad(), random_states_kept():
         try:
             copied(*args, **kwargs)
         except NetAugFXError:

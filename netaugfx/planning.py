@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -13,13 +15,17 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .errors import InputError, NetAugFXError, PinnedError, PlanError, TraceError
 from .examples import Example, arguments, on_meta, with_given
-from .infer import OUTPUT, infer, names_kept
+from .infer import OUTPUT, infer, names_kept, out_channels
 from .model import WideModel
 from .parts import calls_of, join, to_plan_for
 from .plan import Amount, Plan, with_choices
 from .rules import is_leaf
 from .trace import META, ONE_AT_A_TIME, Inputs, Remembered, Traced, in_mode, trace
 
+NOT_REACHED = (
+    "is not called on the example in eval mode, so that what it is given is not known; "
+    "an example that reaches it lets it grow"
+)
 WRAPPERS = {"OptimizedModule": "_orig_mod"}  # class -> the attribute that is what it wraps
 WRAPPERS |= dict.fromkeys(("DataParallel", "DistributedDataParallel"), "module")
 
@@ -73,12 +79,16 @@ def plan(
 def inferred(
     model: nn.Module, example_inputs: Any, keep: tuple[str, ...], pins: Mapping[str, str]
 ) -> tuple[Plan, Example]:
-    """Return the widths of `model`; where its root cannot be traced, those of its traceable children."""
+    """Return the widths of `model`; where its root cannot be traced, those of its traceable children.
+
+    Likewise where nothing grows in the whole, and some of it is opaque: a detector inside a module of the user's.
+    """
     example = example_of(model, example_inputs)
+    given = with_given(example_inputs, example)
     try:
         with ONE_AT_A_TIME:
-            traces, example = _traces(model, example)
-            return infer(traces, keep=keep, pins=pins)[0], example
+            traces, traced_at = _traces(model, example)
+            whole = infer(traces, keep=keep, pins=pins)[0]
     except (TraceError, InputError) as error:
         why = str(error).splitlines()[0]
         names_kept(keep, model)  # whatever the children have of them, a glob must match something
@@ -89,16 +99,52 @@ def inferred(
         if not any(True for _ in model.children()):
             raise
         try:
-            calls = calls_of(model, with_given(example_inputs, example))
+            apart = _apart(model, given, keep, pins, why)
         except TraceError as failure:
             said = (str(failure.__cause__).splitlines() or [""])[0]
             raise error if said in str(error) else type(error)(f"{error} {failure}") from None
         except Exception:  # it cannot be copied
             raise error from None
-        plans = dict(_children(model, "", calls, keep, pins))
-        if not pins and not keep and not any(made.widths for made in plans.values()):
+        if not pins and not keep and not apart.widths:
             raise
-        return join(model, plans, why), on_meta(example)
+        return apart, on_meta(example)
+    if not whole.widths and whole.opaque and not pins and not keep:
+        why = "; ".join(f"'{path}' {reason}" for path, reason in whole.opaque.items())
+        with suppress(Exception):  # then the whole says why nothing grows
+            apart = _apart(model, given, keep, pins, f"nothing grows in the whole, as {why}")
+            if apart.widths:
+                return apart, on_meta(example)
+    return whole, traced_at
+
+
+def _apart(
+    model: nn.Module, given: Example, keep: tuple[str, ...], pins: Mapping[str, str], why: str
+) -> Plan:
+    """Return the joint plan of the largest traceable modules in `model`, which is run on `given` for that.
+
+    Raises:
+        TraceError: It does not run.
+    """
+    calls = calls_of(model, given)
+    plans = dict(_children(model, "", calls, keep, pins))
+    made = join(model, plans, why)
+    return replace(made, opaque={**made.opaque, **_not_reached(model, "", calls, plans)})
+
+
+def _not_reached(
+    model: nn.Module, prefix: str, calls: Mapping[str, list[Example]], plans: Mapping[str, Plan]
+) -> dict[str, str]:
+    """Return the largest modules with layers, in none of the parts, of which the example reaches nothing."""
+    found: dict[str, str] = {}
+    for name, child in model.named_children():
+        path = f"{prefix}{name}"
+        if path in plans:
+            continue
+        if path in calls or any(called.startswith(f"{path}.") for called in calls):
+            found |= _not_reached(child, f"{path}.", calls, plans)
+        elif any(out_channels(m) for m in child.modules()):
+            found[path] = NOT_REACHED
+    return found
 
 
 def _children(

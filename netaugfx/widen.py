@@ -56,7 +56,7 @@ def widen(
         extra = set(plan_arguments) - {"example_inputs"}
         if extra:
             raise TypeError(
-                f"widen: with a plan, {', '.join(sorted(extra))} say nothing; make the plan with them."
+                f"widen: {', '.join(sorted(extra))} came beside a plan, which settles that; make the plan with them."
             )
     example_inputs = plan_arguments.pop("example_inputs", None)
     keep, strict = globs_of(plan_arguments.pop("keep", ())), plan_arguments.pop("strict", False)

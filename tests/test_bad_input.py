@@ -13,7 +13,15 @@ import torch
 from torch import Tensor, nn
 
 import netaugfx
-from netaugfx import ConfigError, ExtractError, InputError, PlanError, StateError, VerifyError
+from netaugfx import (
+    ConfigError,
+    ExtractError,
+    InputError,
+    PlanError,
+    StateError,
+    TraceError,
+    VerifyError,
+)
 
 X = torch.zeros(2, 3, 8, 8)
 
@@ -228,9 +236,35 @@ def test_a_dict_that_the_forward_takes_goes_into_a_tuple() -> None:
     assert netaugfx.plan(OfBatches(), example_inputs=({"image": x},)).widths
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.* is deprecated")
+def test_a_torchscript_module_is_refused_by_name() -> None:
+    traced = torch.jit.trace(network(), X)
+    with pytest.raises(TraceError, match=r"a TorchScript module, .*\. Give the module that it was"):
+        netaugfx.plan(traced, example_inputs=X)
+
+
+def test_inputs_without_a_tensor_say_what_came() -> None:
+    with pytest.raises(InputError, match="hold no tensor: pass at least one; ndarray came"):
+        netaugfx.plan(network(), example_inputs=X.numpy())
+
+
+def test_what_a_forward_raises_itself_is_passed_on() -> None:
+    class Unfinished(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = network()
+
+        def forward(self, x: Tensor) -> Tensor:
+            raise NotImplementedError("to do")
+
+    line = r"\(test_bad_input\.py:\d+\)"
+    with pytest.raises(InputError, match=rf"Unfinished does not run on .*float32: to do {line}"):
+        netaugfx.plan(Unfinished(), example_inputs=X)
+
+
 def test_an_input_that_torchs_own_module_refuses_has_the_line_that_called_it() -> None:
     with pytest.raises(
-        InputError, match=r"OfBatches does not accept .* \(test_bad_input\.py:\d+\)"
+        InputError, match=r"OfBatches does not run on .* \(test_bad_input\.py:\d+\)"
     ):
         netaugfx.plan(OfBatches(), example_inputs=({"image": torch.zeros(2, 5, 8, 8)},))
 

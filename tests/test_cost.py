@@ -271,8 +271,52 @@ def test_macs_of_a_model_in_parts_are_those_of_every_call_of_them() -> None:
     assert copy.deepcopy(wide).half().macs(wide.max_config) == wide.macs(wide.max_config)
 
 
-def test_an_example_without_a_batch_has_macs() -> None:
-    x = torch.randn(4)
-    wide = netaugfx.widen(TwoLayers(4), factor=2, example_inputs=x)
+class Shaped(nn.Module):
+    """A convolution and a linear layer around what makes a batch of one of the input."""
+
+    def __init__(self, before: Any, after: Any, conv: nn.Module) -> None:
+        super().__init__()
+        self.before, self.after, self.conv, self.head = before, after, conv, nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.after(self.conv(self.before(x)).relu()))
+
+
+SOUND, IMAGE = nn.Conv1d(1, 12, 3), nn.Conv2d(3, 12, 3)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "samples"),
+    [
+        (TwoLayers(4), (4,), 1),
+        (TwoLayers(4), (3, 4), 3),
+        (Shaped(lambda x: x[None], lambda x: x.amax(1), SOUND), (64,), 1),
+        (Shaped(lambda x: x[:, None], lambda x: x.amax(2), SOUND), (5, 64), 5),
+        (Shaped(lambda x: x, lambda x: x.amax((1, 2)), IMAGE), (3, 8, 8), 1),
+        (Shaped(lambda x: x.permute(2, 0, 1), lambda x: x.amax((1, 2)), IMAGE), (8, 8, 3), 1),
+        (Shaped(lambda x: x, lambda x: x.amax((2, 3)).mean(0), IMAGE), (5, 3, 8, 8), 1),
+        (Shaped(lambda x: x, lambda x: x.amax((2, 3)), IMAGE), (5, 3, 8, 8), 5),
+    ],
+)
+def test_macs_are_those_of_one_sample(
+    model: nn.Module, shape: tuple[int, ...], samples: int
+) -> None:
+    x = torch.randn(shape)
+    wide = netaugfx.widen(model, factor=2, example_inputs=x)
     for config in configs(wide, 1):
-        assert wide.macs(config) == counted(netaugfx.extract(wide, config), (x,))
+        assert samples * wide.macs(config) == counted(netaugfx.extract(wide, config), (x,))
+
+
+def test_the_macs_of_one_sample_keep_what_is_no_sample() -> None:
+    class Tempered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = TwoLayers(4)
+
+        def forward(self, x: Tensor, bias: Tensor, temperature: Tensor) -> Tensor:
+            return (self.layers(x) + self.layers(bias).mean(0)) / temperature
+
+    inputs = torch.randn(3, 4), torch.randn(7, 4), torch.tensor(2.0)
+    wide = netaugfx.widen(Tempered(), factor=2, example_inputs=inputs)
+    one = (inputs[0][:1], *inputs[1:])
+    assert wide.macs({}) == counted(wide.base, one)

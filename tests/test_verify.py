@@ -231,6 +231,49 @@ def test_what_parts_share_stays_shared() -> None:
     assert torch.equal(model(x), wide(x))
 
 
+class Either(nn.Module):
+    """Data decide which branch runs; an auxiliary head runs in training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.auxiliary = block(), block(), block()
+        self.branches = nn.ModuleList([block(), block()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.left(x) if x.sum() > 0 else self.right(x)
+        return self.branches[int(x.sum() > 1e9)](self.auxiliary(x) if self.training else x)
+
+
+def block() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 3, 1))
+
+
+def test_parts_that_the_example_does_not_reach_are_named() -> None:
+    wide = netaugfx.widen(Either(), example_inputs=torch.ones(2, 3, 8, 8))
+    assert wide.plan.parts == ("left", "branches.0")
+    told = {path: why for path, why in wide.plan.opaque.items() if path}
+    assert list(told) == ["right", "auxiliary", "branches.1"]
+    assert all("is not called on the example in eval mode" in why for why in told.values())
+
+
+def test_a_model_in_parts_inside_a_module_that_does_nothing_else() -> None:
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside = Either()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inside(x / 2)
+
+    model, x = Around(), torch.ones(2, 3, 8, 8)
+    wide = netaugfx.widen(model, example_inputs=x)
+    assert wide.plan.parts == ("inside.left", "inside.branches.0")
+    assert "reads tensor data (bool)" in wide.plan.opaque[""]
+    assert type(netaugfx.extract_base(wide)) is Around
+    config = wide.max_config
+    assert torch.equal(netaugfx.extract(wide, config).eval()(x), wide.eval().at(config)(x))
+
+
 def test_parts_tell_of_names_and_shapes_that_do_not_fit() -> None:
     with pytest.raises(netaugfx.PlanError, match="no module matches 'boddy'"):
         netaugfx.widen(Halves(), example_inputs=X, keep=("boddy",))

@@ -52,7 +52,7 @@ class _Mode(TorchFunctionMode):
             tracer.create_proxy("call_function", func, args, kwargs)
             return None
         if not _any_leaf((args, kwargs), lambda a: isinstance(a, fx.Proxy) or id(a) in own):
-            return func(*args, **kwargs)
+            return tracer.draws.of_torch(func, args, kwargs)
         if func in WRITTEN_OUT:
             with self:
                 result = WRITTEN_OUT[func](*args, **kwargs)
@@ -196,6 +196,8 @@ def watched(tracer: Recorder, call_module: Callable[..., Any]) -> Iterator[None]
             patch(torch, name, factory(getattr(torch, name)))
         for name in _MATH:
             patch(math, name, over_numbers(getattr(math, name)))
+        for replaced in tracer.draws.replacements():
+            patch(*replaced)
         for name in ("finfo", "iinfo"):
             patch(torch, name, limits(getattr(torch, name)))
         stack.enter_context(types_answered(tracer.root))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from types import TracebackType
+
+from .lines import is_user_file
 
 # What PyTorch says, on the meta device, of an operator whose result depends on data; the group is the operator.
 _READS = (
@@ -16,12 +19,22 @@ _NO_KERNEL = re.compile(r"^(\w+::\w+)\S*: attempted to run this operator with Me
 
 def about_meta(error: BaseException) -> bool:
     """Whether an operator failed as it has no data, or no kernel, on the meta device."""
-    return isinstance(error, NotImplementedError) or "meta" in str(error).lower()
+    if isinstance(error, NotImplementedError):
+        return not is_user_file(_innermost(error.__traceback__))
+    return "meta" in str(error).lower()
+
+
+def _innermost(traceback: TracebackType | None) -> str:
+    """The file that an error comes from."""
+    file = ""
+    while traceback is not None:
+        file, traceback = traceback.tb_frame.f_code.co_filename, traceback.tb_next
+    return file
 
 
 def first_line(error: BaseException) -> str:
     """What an error says, in one line."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 def reason_of(error: BaseException, source: str) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import TraceError
 from .attributes import Attributes
+from .draws import Draws
 from .guards import Guard, Untraceable, itself, type_of
 from .lines import running_source
 from .meta import META, Remembered, compute, substitute, to_meta
@@ -41,8 +42,10 @@ class Recorder(fx.proxy.TracerBase):
 
     alive, _phase = True, "trace"
 
-    def __init__(self, root: nn.Module, device: torch.device, remembered: Remembered) -> None:
-        self.root, self.device, self.graph = root, device, fx.Graph()
+    def __init__(
+        self, root: nn.Module, device: torch.device, remembered: Remembered, draws: Draws
+    ) -> None:
+        self.root, self.device, self.graph, self.draws = root, device, fx.Graph(), draws
         self.remembered = remembered
         self.state = Attributes(root)
         self.tensor_paths = {id(tensor): path for path, tensor in _named_tensors(root)}

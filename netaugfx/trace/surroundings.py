@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -48,17 +48,18 @@ def by_itself() -> Iterator[None]:
 
 
 @contextmanager
-def random_states_kept() -> Iterator[None]:
-    """Leave the global random states as they were, CUDA's too."""
+def random_states_kept(put_back: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Leave the global random states as they were, CUDA's too, if `put_back` says so in the end."""
     python, numpy, cpu = random_states()
     cuda = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     devices = torch.cuda.get_rng_state_all() if cuda else []
     try:
         yield
     finally:
-        random.setstate(python)
-        torch.set_rng_state(cpu)
-        if numpy is not None:
-            sys.modules["numpy"].random.set_state(numpy)
-        if cuda:
-            torch.cuda.set_rng_state_all(devices)
+        if put_back():
+            random.setstate(python)
+            torch.set_rng_state(cpu)
+            if numpy is not None:
+                sys.modules["numpy"].random.set_state(numpy)
+            if cuda:
+                torch.cuda.set_rng_state_all(devices)

@@ -12,7 +12,7 @@ import torch.utils._pytree as pytree
 import torch.utils.checkpoint
 from torch import Tensor, fx, nn
 
-from ..errors import InputError
+from ..errors import InputError, TraceError
 from .attributes import Attribute
 from .guards import Guard
 from .meta import (
@@ -49,10 +49,18 @@ class Inputs:
 
         Raises:
             InputError: the arguments do not fit the signature, or hold no tensor.
+            TraceError: the forward has no signature.
         """
         name = type(model).__name__
         try:
-            bound = inspect.signature(model.forward).bind(*args, **(kwargs or {}))
+            signature = inspect.signature(model.forward)
+        except ValueError:
+            raise TraceError(
+                f"Cannot trace {name}: its forward has no signature, as that of a TorchScript module, which has no "
+                "Python to trace. Give the module that it was made from."
+            ) from None
+        try:
+            bound = signature.bind(*args, **(kwargs or {}))
         except TypeError as error:
             raise InputError(f"The inputs do not fit {name}.forward: {error}.") from None
         given = {key: key in (kwargs or {}) for key in bound.arguments}
@@ -62,7 +70,10 @@ class Inputs:
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         tensors: list[Tensor] = [leaves[i] for i in places]
         if not tensors:
-            raise InputError(f"The inputs of {name}.forward hold no tensor: pass at least one.")
+            came = ", ".join(type(leaf).__name__ for leaf in leaves) or "nothing"
+            raise InputError(
+                f"The inputs of {name}.forward hold no tensor: pass at least one; {came} came."
+            )
         constants = [_hashable(leaf) for leaf in leaves if not isinstance(leaf, Tensor)]
 
         def rebuild(values: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

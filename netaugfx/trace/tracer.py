@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ..errors import InputError, NetAugFXError, TraceError
+from .draws import Draws
 from .guards import Untraceable
 from .lines import UNKNOWN, origin_of, source_of
 from .meta import (
@@ -28,8 +29,6 @@ from .recorder import SAME, Recorder
 from .surroundings import (
     ONE_AT_A_TIME,
     by_itself,
-    random_states,
-    random_states_differ,
     random_states_kept,
 )
 from .traced import Data, Inputs, Traced
@@ -78,10 +77,10 @@ def trace(
     inputs = Inputs.of(model, args, kwargs)
     leaves = {**_computed_by_hooks(model), **(opaque or {})}
     remembered = remembered or Remembered()
-    with ONE_AT_A_TIME, random_states_kept(), by_itself():
+    with ONE_AT_A_TIME, (draws := Draws()).kept(), by_itself():
         while True:
             walk = is_leaf or is_torch_leaf
-            source = real or model, data or {}
+            source = real or model, data or {}, draws
             tracer = _Tracer(model, inputs, walk, leaves, remembered, device, *source)
             try:
                 return tracer.trace_root()
@@ -111,11 +110,12 @@ class _Tracer(Recorder):
         device: torch.device | None,
         real: nn.Module,
         data: Data,
+        draws: Draws,
     ) -> None:
         if device is None:
             tensors = [*model.parameters(), *model.buffers(), *inputs.tensors]
             device = next((t.device for t in tensors if t.device.type != "meta"), META)
-        super().__init__(meta_copy(model), device, remembered)
+        super().__init__(meta_copy(model), device, remembered, draws)
         self.model, self.inputs = model, inputs
         self.is_leaf, self.opaque = is_leaf, dict(opaque)
         self.module_paths = {id(module): path for path, module in self.root.named_modules()}
@@ -123,8 +123,8 @@ class _Tracer(Recorder):
         # only what is opaque gives the same at other widths
         known = {key: values for key, values in data.items() if key[0] in self.opaque}
         self.on_data = OnData(self.root, real, inputs, self.device, known)
-        self.draws = random_states()
         self.plain_error: BaseException | None = None
+        draws.since()  # what counts begins here
 
     def trace_root(self) -> Traced:
         meta = {"path": "", "source": origin_of(self.root.forward)}
@@ -231,9 +231,7 @@ class _Tracer(Recorder):
                 raise Untraceable(f"{reason} (and '{path}' fails alone: {error})") from error
 
     def check_draws(self) -> None:
-        now = random_states()
-        if random_states_differ(now, self.draws):
-            self.draws = now
+        if self.draws.since():
             raise Untraceable(
                 "draws random numbers in Python, in numpy or into a constant, which a graph would "
                 "repeat for ever; torch.rand would do"
@@ -259,8 +257,8 @@ class _Tracer(Recorder):
                 pairs = zip(self.inputs.names, self.inputs.tensors, strict=True)
                 shapes = ", ".join(f"{name}: {tuple(t.shape)} {t.dtype}" for name, t in pairs)
                 raise InputError(
-                    f"{name} does not accept inputs of shape {shapes}: {text} ({source}). "
-                    "Pass example inputs that the model itself runs on."
+                    f"{name} does not run on inputs of shape {shapes}: {text} ({source}). "
+                    "Give inputs that the model itself runs on."
                 ) from error
         return reason_of(error, source)
 
