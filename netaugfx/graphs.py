@@ -45,20 +45,7 @@ class Graphs:
         model: nn.Module | None = None,
         device: torch.device | None = None,
     ) -> tuple[Program, Inputs]:
-        """Return the rewritten graph for these inputs, the train and eval flags and the attributes as they stand.
-
-        A graph is traced once, and again where a value that Python read while tracing has changed.
-
-        Args:
-            args: Positional arguments of a forward.
-            kwargs: Keyword arguments.
-            model: A copy of the base as it is now, in the mode that is meant; the base itself if None.
-            device: What `x.device` answers; that of the model and the inputs if None.
-
-        Raises:
-            InputError: The inputs do not fit the model.
-            GuardError: The new graph couples channels otherwise than the plan.
-        """
+        """Return the graph for these inputs, and the inputs: see `WideModel.program`."""
         model = self.base if model is None else model
         inputs = Inputs.of(self.base, args, kwargs)
         program = self.programs.find(model, inputs)
