@@ -97,9 +97,7 @@ class Graphs:
         inputs = Inputs.of(self.base, args, kwargs)
         known = self.costs.get(inputs.key)
         if known is None or not self.programs.valid(known[1]):
-            device = next((p.device for p in self.base.parameters()), None)
-            model = in_mode(meta_copy(self.base), False)
-            program, _ = self.program(args, kwargs, model, device)
+            program, _ = self._in_eval(args, kwargs)
             self.costs[inputs.key] = cost(program, self.plan, inputs.tensors), program
         return *self.costs[inputs.key], inputs
 
@@ -120,25 +118,30 @@ class Graphs:
     def one_sample(self, example: Example) -> Example:
         """Return an example without values, with a batch of one where its first axis is a batch.
 
-        It is one if the first axis of an output grows with it, and nothing else of the outputs does.
+        It is one if the first axis of an output follows it, and nothing else of the outputs does.
         """
         if self.sample is None or self.sample[0] is not example:
             self.sample = example, self._one_sample(example)
         return self.sample[1]
 
     def _one_sample(self, example: Example) -> Example:
-        one, two = (with_batch(example, n) for n in (1, 2))
+        one, many = (with_batch(example, n) for n in (1, 8))  # where data decide, some of 8 remain
         try:
-            first, second = (self._output_shapes(*sized) for sized in (one, two))
+            first, second = (self._output_shapes(*sized) for sized in (one, many))
         except (NetAugFXError, RuntimeError):  # no length of one
             return with_batch(example, None)
-        changed = [(a, b) for a, b in zip(first, second, strict=True) if a != b]
-        batch = changed and all(a[1:] == b[1:] and 2 * a[0] == b[0] for a, b in changed)
-        return one if batch else with_batch(example, None)
+        changed = [(x, y) for x, y in zip(first, second, strict=True) if x != y]
+        follows = changed and all(x[1:] == y[1:] for x, y in changed)
+        return one if follows else with_batch(example, None)
 
     def _output_shapes(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Size]:
-        _, program, inputs = self.cost(args, kwargs)
+        program, inputs = self._in_eval(args, kwargs)
         return output_shapes(program, self.plan, inputs.tensors)
+
+    def _in_eval(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Program, Inputs]:
+        """Return the graph of eval mode for these inputs, on the meta device, and the inputs."""
+        device = next((p.device for p in self.base.parameters()), None)
+        return self.program(args, kwargs, in_mode(meta_copy(self.base), False), device)
 
     def macs(
         self, config: Mapping[str, int], args: tuple[Any, ...], kwargs: Mapping[str, Any]

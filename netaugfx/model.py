@@ -376,8 +376,8 @@ class WideModel(Shell):
         Args:
             config: The subnet's config.
             input_shape: The shape of the input, batch included, for a model with one tensor input; else the
-                example's, with a batch of one where its first axis is a batch: where the outputs' first axis is as
-                long.
+                example's, with a batch of one where its first axis is a batch: where the first axis of an
+                output follows it.
 
         Raises:
             ConfigError: As `at`. InputError: The model takes no input of this shape, or several tensors.

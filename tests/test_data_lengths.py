@@ -208,7 +208,8 @@ def test_data_that_no_random_data_foretold_are_refused(kind: type[Net]) -> None:
 def test_macs_of_a_network_whose_rows_depend_on_data() -> None:
     wide = netaugfx.widen(Net(Rows(), by_shape), factor=1.5, example_inputs=torch.randn(12, 5))
     more = wide.macs(wide.max_config) - wide.macs(wide.base_config)
-    assert more == (5 + 8) * 8  # of one row in `a` and `b`, from 16 channels to 24
+    # the rows become one result, so that none is a sample of its own: 12 in `a` and `b`, from 16 channels to 24
+    assert more == 12 * (5 + 8) * 8
 
 
 class Large(nn.Module):
