@@ -383,17 +383,15 @@ class WideModel(Shell):
             ConfigError: As `at`. InputError: The model takes no input of this shape, or several tensors.
         """
         config = self.plan.config(config)
-        if input_shape is not None:
-            input_shape = shape_of(input_shape)
-            several = len(Inputs.of(self.base, *self.example).tensors)
-            if several > 1:
-                raise InputError(
-                    f"macs: {type(self.base).__name__} takes {several} tensors, so that one input_shape says too "
-                    "little; leave it out, and widen with example_inputs of the shapes that you mean."
-                )
-
         if input_shape is None:
             return self._graphs.macs(config, *self._graphs.one_sample(self.example))
+        input_shape = shape_of(input_shape)
+        several = len(Inputs.of(self.base, *self.example).tensors)
+        if several > 1:
+            raise InputError(
+                f"macs: {type(self.base).__name__} takes {several} tensors, so that one input_shape says too "
+                "little; leave it out, and widen with example_inputs of the shapes that you mean."
+            )
         example = tree_map_only(
             Tensor, lambda t: torch.empty(input_shape, dtype=t.dtype, device="meta"), self.example
         )

@@ -19,7 +19,8 @@ class Draws:
     """What this thread draws from the global generators, which are those of all threads.
 
     Where it is the only thread, every draw is its own. Beside others its draws are seen as they are made: by functions
-    of `random` and `numpy.random`, and by those of torch that are called while a model is traced.
+    of `random` and `numpy.random`, and by those of torch that are called while a model is traced. One that a file took
+    by name (`from random import random`) is not: `widen` refuses its model then by numbers, `plan` alone does not.
     """
 
     def __init__(self) -> None:
