@@ -18,7 +18,9 @@ from tests.strategies import (
     Experts,
     Gated,
     Grouped,
+    Head,
     NetworkSpec,
+    Norm,
     Pad,
     Pool,
     Shuffle,
@@ -85,6 +87,19 @@ ONE_BY_ONE = NetworkSpec(
 )
 
 
+# At 6 pixels the literal of the view gives a row for each pixel; the norm's count of batches is read anew there.
+MIXED_SAMPLES = NetworkSpec(
+    size=3,
+    channels=(1,),
+    body=(
+        Norm(momentum=None),
+        Conv(out=5),
+        Pool(size=3, stride=1, function=True, ceil=True),
+    ),
+    head=Head(reduce="", flatten="literal", out=4),
+)
+
+
 # Channels that are padded are pinned only after the graph is read: their zeros' channels cannot grow either.
 PADDED_AND_PINNED = NetworkSpec(
     stems=((Conv(out=4), Pool(kind="adaptive avg", size=1)),),
@@ -103,6 +118,24 @@ PADDED_AND_PINNED = NetworkSpec(
 @given(networks(), growths)
 def test_random_networks(spec: NetworkSpec, growth: Growth) -> None:
     check(spec, growth)
+
+
+def test_where_a_view_mixes_samples_the_base_does_and_a_subnet_refuses() -> None:
+    growth = Growth(factor=2.0, eval=True)
+    check(MIXED_SAMPLES, growth)
+    model = MIXED_SAMPLES.build(0).eval()
+    wide = widen(MIXED_SAMPLES, growth, model)
+    larger = MIXED_SAMPLES.inputs(0, size=6)
+    expected = model(*larger)
+    assert len(expected) == 16 * len(larger[0])
+    measure.same(wide(*larger), expected, "with a row for each pixel")
+    with pytest.raises(netaugfx.GuardError, match=r"reshape\(\) \(modules.py:\d+\) cuts it"):
+        wide.at(wide.max_config)(*larger)
+    measure.same_output(
+        measure.run(wide.at({}), wide, MIXED_SAMPLES.inputs(0)),
+        measure.run(model, model, MIXED_SAMPLES.inputs(0)),
+        "afterwards",
+    )
 
 
 @pytest.mark.parametrize("case", CASES, ids=repr)
