@@ -32,6 +32,49 @@ class Single(nn.Module):
         return self.out(self.norm(self.conv(x)).relu().float())
 
 
+class Twice(torch.autograd.Function):
+    """x * 2, with a backward pass that one dtype alone has, or none."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtypes: tuple[torch.dtype, ...]) -> Tensor:
+        ctx.dtypes = dtypes
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        if gradient.dtype not in ctx.dtypes:
+            raise RuntimeError(f"no kernel for {gradient.dtype}")
+        return gradient * 2, None
+
+
+class Backward(Single):
+    """A network whose backward pass runs in some dtypes."""
+
+    dtypes: tuple[torch.dtype, ...] = ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(Twice.apply(self.norm(self.conv(x)), self.dtypes))
+
+
+def test_a_backward_pass_that_runs_in_float32_alone_is_checked_in_float32() -> None:
+    model = Backward()
+    model.dtypes = (torch.float32,)
+    wide = netaugfx.widen(model, example_inputs=X)
+    assert wide.pinned.keys() == {"out"}
+    assert "checked in torch.float32, since the model does not run in float64" in str(
+        netaugfx.verify(wide)
+    )
+
+
+def test_a_model_whose_own_backward_pass_fails_is_told_so() -> None:
+    with pytest.raises(
+        netaugfx.VerifyError,
+        match=r"The backward pass of the model itself fails \(RuntimeError: no kernel for torch.float32\)",
+    ):
+        netaugfx.widen(Backward(), example_inputs=X)
+    assert netaugfx.widen(Backward(), example_inputs=X, verify=False).widths
+
+
 def test_a_forward_that_runs_in_float32_alone_is_checked_in_float32(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -118,13 +118,21 @@ class Judge:
 
     def base_runs(self) -> bool:
         """Return whether the base itself takes inputs of this dtype, in both modes."""
+        return self.base_fails(lambda: self.outputs(self.wide)) is None
+
+    def base_fails(self, run: Callable[[], object]) -> str | None:
+        """Return what the base itself raises in `run`, in either mode; None where it runs."""
         try:
             with self.modes() as programs:
                 for _ in programs:
-                    self.outputs(self.wide)
-        except Exception:
-            return False
-        return True
+                    run()
+        except Exception as error:
+            return said(error)
+        return None
+
+    def backward_fails(self) -> str | None:
+        """Return what the base itself raises in its backward pass; None where it runs."""
+        return self.base_fails(lambda: self.step(self.wide, self.wide.base))
 
     @contextmanager
     def modes(self) -> Iterator[Iterator[Program]]:

@@ -26,7 +26,7 @@ class Report:
         failures: Law number -> what breaks it.
         configs: What was tried.
         unchecked: Law number -> why it was not checked: `extract`, which law 3 is about, refused.
-        dtype: What it was checked in; float32 where the forward does not run in float64, or memory is short.
+        dtype: What it was checked in; float32 where the model does not run in float64, or memory is short.
         since: Why it was not float64.
     """
 
@@ -56,7 +56,7 @@ def verify(
 ) -> Report:
     """Check laws 2, 3 and 4 by numbers, in float64, on random inputs shaped as the example; `wide` is not changed.
 
-    A forward that does not run in float64, or not in the memory that there is, is checked in float32. A model in parts
+    A model that does not run in float64, or not in the memory that there is, is checked in float32. A model in parts
     is checked part by part, then as a whole: law 2, and that subnets run where the base does.
 
     2: the base computes the same before and after a subnet ran, and a subnet's pass leaves its buffers alone.
@@ -74,7 +74,8 @@ def verify(
         report says: `report.unchecked[3]` is the reason.
 
     Raises:
-        VerifyError: The model has no values (it is on the meta device); memory is short in float32 too.
+        VerifyError: The model has no values (it is on the meta device); its own backward pass fails; memory is short
+            in float32 too.
     """
     if not isinstance(wide, WideModel):
         raise VerifyError(f"verify expects what widen() returned; {type(wide).__name__} came.")
@@ -104,7 +105,7 @@ def verify(
         )  # of attributes: this is a copy
         try:
             report = _judged(wide, chosen, seed, torch.float64)
-            since = "the forward does not run in float64"
+            since = "the model does not run in float64"
         except MemoryError as error:
             report, since = None, f"float64 takes more memory than there is ({error})"
         if report is not None:
@@ -123,10 +124,11 @@ def verify(
 def _judged(
     wide: WideModel, configs: tuple[Config, ...], seed: int, dtype: torch.dtype
 ) -> Report | None:
-    """Return what is found in one dtype; None where the forward does not run in float64.
+    """Return what is found in one dtype; None where the model does not run in float64.
 
     Raises:
         MemoryError: Memory is short.
+        VerifyError: The model's own backward pass fails, in float32 too.
     """
     try:
         judge = Judge(wide, seed, dtype)
@@ -138,7 +140,18 @@ def _judged(
         return None
     failures, unchecked = judge.faults(configs)
     report = Report(failures, configs, unchecked, dtype)
-    return report if report or dtype == torch.float32 or judge.base_runs() else None
+    if report:
+        return report
+    runs = judge.base_runs()
+    wrong = judge.backward_fails() if runs else None
+    if dtype != torch.float32:
+        return report if runs and wrong is None else None
+    if wrong is not None:
+        raise VerifyError(
+            f"The backward pass of the model itself fails ({wrong}), so that it cannot be trained; mend it, or use "
+            "verify=False."
+        )
+    return report
 
 
 def _joint(wide: WideParts, configs: tuple[Config, ...], seed: int) -> Report:
