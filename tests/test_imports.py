@@ -153,7 +153,7 @@ runpy.run_module("recipes.cli", run_name="__main__")
     out = ["--out", str(tmp_path / "run")] if argv[0] == "train" else []
     result = run_without(absent, code, *argv, *out)
     assert result.returncode == 2, result.stdout + result.stderr
-    assert "pip install 'netaugfx[recipes]'" in result.stderr
+    assert "pip install '.[recipes]'" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "run").exists()
 

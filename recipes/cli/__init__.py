@@ -12,8 +12,10 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from netaugfx.errors import NetAugFXError
+from recipes.cli.common import WithDefaults, refuse_missing
 from recipes.cli.distill_commands import (
     add_distill_command,
     add_evaluate_command,
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     missing = [name for name in EXTRA if find_spec(name) is None]
     if missing:
         return _fail(
-            f"the command line needs {', '.join(missing)}: pip install 'netaugfx[recipes]'"
+            f"the command line needs {', '.join(missing)}: pip install '.[recipes]' in a clone of netaugfx"
         )
     try:
         options.run(options)
@@ -81,8 +83,7 @@ def _train(options: argparse.Namespace) -> None:
     keep_memory()
     if options.threads:
         torch.set_num_threads(options.threads)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise RunError("--device cuda: torch sees no CUDA device here. Use --device cpu or auto.")
+    refuse_missing(options.device)
     name = re.sub(r"[^A-Za-z0-9_.]+", "-", options.model)
     fields = {
         name: value
@@ -120,8 +121,19 @@ def _train(options: argparse.Namespace) -> None:
         arms, seeds = parse_arms(options.compare), parse_seeds(options.seeds)
         compare(config, arms, seeds, Path(options.out or f"runs/{name}-compare"), **how)
         return
-    out = Path(options.out or f"runs/{name}-{options.method}-{options.seed}")
+    out = Path(options.out or f"runs/{name}-{_way(options.method, config)}-{options.seed}")
     train(config, out, resume=options.resume, **how)
+
+
+def _way(method: str, config: Any) -> str:
+    """Return what a run's directory is named after: its --method, or what it is taught where that says otherwise."""
+    from recipes.training.distillation import PRESETS
+
+    taught = config.distill
+    if taught is None or PRESETS.get(method, ("", {}))[1].get("objectives") == taught.objectives:
+        return method
+    own = ("netaug",) if config.method == "netaug" else ()
+    return "+".join((*own, *taught.objectives))
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -168,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train",
         help="train a model, plainly or with NetAug",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=WithDefaults,
     )
     train.set_defaults(run=_train)
     add_train_options(train)
@@ -181,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser(
         "inspect",
         help="show the widths of a model, what is pinned, and the cost",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=WithDefaults,
     )
     inspect.set_defaults(run=_inspect)
     inspect.add_argument(
@@ -211,7 +223,7 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser(
         "report",
         help="write runs as one HTML page",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=WithDefaults,
     )
     report.set_defaults(run=_report)
     report.add_argument(

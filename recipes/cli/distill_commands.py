@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from recipes.cli.common import WithDefaults, add_machine_options, at_least, device_of
 from recipes.cli.distill_options import add_teacher_options
-from recipes.cli.numbers import at_least
 
 
 def add_distill_command(commands: Any) -> argparse.ArgumentParser:
@@ -17,7 +17,7 @@ def add_distill_command(commands: Any) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "distill",
         help="train a model with a teacher",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=WithDefaults,
         conflict_handler="resolve",  # what is said anew below replaces what `train` has
     )
     add_train_options(parser)
@@ -69,7 +69,7 @@ def add_rank_command(commands: Any) -> None:
     parser = commands.add_parser(
         "rank-augmentations",
         help="rank augmentations for a teacher by T. stddev, without training a student",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=WithDefaults,
     )
     parser.set_defaults(run=_rank)
     add_teacher_options(parser, required=True)
@@ -93,7 +93,7 @@ def add_evaluate_command(commands: Any) -> None:
     parser = commands.add_parser(
         "evaluate",
         help="metrics by class of a finished run, for its base or a subnet",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=WithDefaults,
     )
     parser.set_defaults(run=_evaluate)
     parser.add_argument("run_directory", metavar="RUN", help="the directory of a finished run")
@@ -118,30 +118,6 @@ def add_evaluate_command(commands: Any) -> None:
     parser.add_argument("--out", metavar="DIR", help="for the files (default: RUN)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_machine_options(parser)
-
-
-def add_machine_options(parser: argparse.ArgumentParser) -> None:
-    """Where to compute, and how the images come."""
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where")
-    parser.add_argument("--threads", type=at_least(1), help="threads of torch on a CPU")
-    parser.add_argument("--workers", type=at_least(0), default=0, help="processes that load images")
-    parser.add_argument("--download", action="store_true", help="fetch the data if it is missing")
-
-
-def device_of(options: argparse.Namespace) -> Any:
-    """The torch.device that is asked for; sets the threads too."""
-    import torch
-
-    from recipes.errors import RunError
-    from recipes.memory import keep_memory
-
-    keep_memory()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise RunError("--device cuda: torch sees no CUDA device here. Use --device cpu or auto.")
-    on_gpu = options.device != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda" if on_gpu else "cpu")
 
 
 def _rank(options: argparse.Namespace) -> None:

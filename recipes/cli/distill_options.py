@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from recipes.cli.numbers import at_least
+from recipes.cli.common import at_least
 from recipes.errors import DistillError
 from recipes.teachers import ONLINE
 from recipes.training.distillation import PRESETS, Distillation

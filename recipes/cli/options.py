@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from recipes.cli.common import above_zero, at_least
 from recipes.cli.distill_options import add_distill_options
-from recipes.cli.numbers import above_zero, at_least
 from recipes.training.distillation import PRESETS
 
 
@@ -116,7 +116,7 @@ def _add_netaug_options(group: Any) -> None:
         "--kinds",
         nargs="+",
         choices=("stream", "inner"),
-        help="which widths grow; inner ones if not given",
+        help="which widths grow (default: inner ones with netaug, unless other options speak of streams; else both)",
     )
     group.add_argument("--alpha", type=float, default=1.0, help="weight of the augmented loss")
     group.add_argument(
@@ -157,7 +157,9 @@ def _add_netaug_options(group: Any) -> None:
 
 
 def _add_optimisation_options(group: Any) -> None:
-    group.add_argument("--batch-size", type=at_least(2), default=128, help="images per step")
+    group.add_argument(
+        "--batch-size", type=at_least(2), default=128, help="images of a batch, in each process"
+    )
     group.add_argument(
         "--accumulate", type=at_least(1), default=1, metavar="N", help="batches per step"
     )

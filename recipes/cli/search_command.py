@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from recipes.cli.distill_commands import add_machine_options, device_of
-from recipes.cli.numbers import above_zero, at_least
+from recipes.cli.common import WithDefaults, above_zero, add_machine_options, at_least, device_of
 
 IDLE = {"epochs": 1, "lr": 0.01}  # option of the score base alone -> its default
 
@@ -17,7 +16,7 @@ def add_search_command(commands: Any) -> None:
     parser = commands.add_parser(
         "search",
         help="search which widths should grow, and how far",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=WithDefaults,
     )
     parser.set_defaults(run=_search)
     parser.add_argument(
@@ -54,8 +53,8 @@ def add_search_command(commands: Any) -> None:
     parser.add_argument("--top", type=at_least(1), default=10, help="parents of a generation")
     parser.add_argument("--mutation", type=float, default=0.1, help="probability for each width")
     parser.add_argument(
-        "--kinds", nargs="+", choices=("stream", "inner"), default=["stream", "inner"],
-        help="which widths are searched",
+        "--kinds", nargs="+", choices=("stream", "inner"),
+        help="which widths are searched (default: those that the run has trained)",
     )  # fmt: skip
     parser.add_argument(
         "--batches", type=at_least(1), default=32, metavar="N",
@@ -96,7 +95,7 @@ def _search(options: argparse.Namespace) -> None:
         population=options.population,
         top=options.top,
         mutation=options.mutation,
-        kinds=tuple(options.kinds),
+        kinds=tuple(options.kinds) if options.kinds else None,
         batches=options.batches,
         batch_size=options.batch_size,
         hold_out=options.hold_out,

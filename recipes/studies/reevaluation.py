@@ -20,7 +20,7 @@ from recipes.evaluation import batches
 from recipes.metrics import check_ks, draw_confusion, measure, readable
 from recipes.spos.result import read_sizes
 from recipes.training.checkpoint import make_directory, write_json
-from recipes.training.finished import KeptRun, base_of, data_of, open_run, wide_of
+from recipes.training.finished import KeptRun, base_of, data_of, open_run, trained_kinds, wide_of
 
 WHOSE = ("run", "which", "config", "recalibrated")  # of a report, what is no measure
 
@@ -44,7 +44,8 @@ def evaluate_run(
 
     Args:
         path: the directory of the run.
-        which: "base", "widest", or a JSON file that maps width names to sizes.
+        which: "base"; "widest", every width that the run has grown at its largest; or a JSON file that maps width
+            names to sizes.
         ks: how many of the most likely classes count; 1 and 5 if None, or 1 of fewer classes.
         recalibrate: training batches that a subnet's batch norms take statistics from; 0: the
             base's statistics on the base's channels, which says little.
@@ -106,7 +107,10 @@ def _network(
         base = base_of(run).to(device)
         return base, base, None
     wide = wide_of(run).to(device)
-    config = wide.at(wide.max_config if isinstance(sizes, str) else sizes).config
+    if isinstance(sizes, str):
+        kinds = trained_kinds(run, wide)
+        sizes = {w.name: w.choices[-1] for w in wide.plan.widths if w.kind in kinds}
+    config = wide.at(sizes).config
     if config == wide.base_config:
         return wide, wide, None
     return wide, wide.at(config), config

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from recipes.augment import PlainImages, build_loaders, build_transforms
 from recipes.spos import Candidate, Images, Result, search
 from recipes.training.checkpoint import make_directory, write_json
-from recipes.training.finished import KeptRun, held_out_of, open_run, wide_of
+from recipes.training.finished import KeptRun, held_out_of, open_run, trained_kinds, wide_of
 
 STUDIES = "studies.db"
 
@@ -36,7 +36,7 @@ def search_run(
     population: int = 50,
     top: int = 10,
     mutation: float = 0.1,
-    kinds: tuple[str, ...] = ("stream", "inner"),
+    kinds: tuple[str, ...] | None = None,
     batches: int = 32,
     batch_size: int = 128,
     hold_out: float | None = None,
@@ -55,6 +55,7 @@ def search_run(
     Args:
         path: the directory of the run, by `--method spos` or `netaug`.
         score: "subnet", "base" or "alignment".
+        kinds: which kinds of widths are searched; None: those that the run has trained.
         batches: training batches that are kept, for batch norms, short training and gradients.
         hold_out: share of the training images to judge by; None: what the run held out.
         epochs, lr: of the short training of the score "base".
@@ -102,7 +103,7 @@ def search_run(
         population=population,
         top=top,
         mutation=mutation,
-        kinds=kinds,
+        kinds=trained_kinds(run, wide) if kinds is None else kinds,
         storage=storage or out / STUDIES,
         name=name,
         seed=seed,

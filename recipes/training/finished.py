@@ -14,11 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import netaugfx
+from netaugfx.plan import KINDS
 from recipes.data import Data, check_classes, load_data, split
 from recipes.errors import RunError
 from recipes.training.checkpoint import check_weights
 from recipes.training.config import TrainConfig
 from recipes.training.distillation import Distillation
+from recipes.training.growth import kinds_of
 from recipes.training.ingredients import example_images, fresh_model, with_what_learns
 
 
@@ -129,6 +131,12 @@ def with_weights(model: nn.Module, path: Path) -> nn.Module:
     check_weights(path, weights, model)
     model.load_state_dict(weights, strict=True)
     return model.eval()
+
+
+def trained_kinds(run: KeptRun, wide: netaugfx.WideModel) -> tuple[str, ...]:
+    """The kinds of widths that the run has grown; blocks of others are as they were drawn."""
+    distill = run.config.distill
+    return KINDS if distill and distill.teacher == "widest" else kinds_of(run.config, wide)
 
 
 def wide_of(run: KeptRun) -> netaugfx.WideModel:

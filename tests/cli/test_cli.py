@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from recipes import cli
@@ -281,6 +282,27 @@ def test_inspect_with_a_bad_picture(
     fails(capsys, cli.main(["inspect", "net.py:net", "--picture", path]), message)
 
 
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_device_that_is_not_there_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    message = rf"--device {device}: torch sees no such device here\. Use --device cpu or auto\."
+    fails(capsys, train("--device", device), message)
+
+
+def test_help_says_a_default_once(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("train", "distill", "rank-augmentations", "evaluate", "search", "inspect"):
+        with pytest.raises(SystemExit):
+            cli.main([command, "--help"])
+        said = " ".join(capsys.readouterr().out.split())
+        assert not re.search(
+            r"\(default: [^)]*\) \(default|default: (None|True|False|\[\])\)", said
+        )
+        assert command == "inspect" or "(default: " in said
+
+
 def test_inspect_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
     code = cli.main(["inspect", "mobilenetv3_smal_050"])
     fails(capsys, code, r"timm has no model 'mobilenetv3_smal_050'\. Near: mobilenetv3_small_050.*")
@@ -300,7 +322,7 @@ def test_without_the_extra_it_says_what_to_install() -> None:
     )
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert done.stderr.endswith("pip install 'netaugfx[recipes]'\n")
+    assert done.stderr.endswith("pip install '.[recipes]' in a clone of netaugfx\n")
     assert "timm" in done.stderr
 
 

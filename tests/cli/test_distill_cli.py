@@ -285,6 +285,15 @@ def rank(out: Path, *more: str) -> int:
     return cli.main([*command, "--repeats", "4", "--samples", "20", "--batch-size", "6", *more])
 
 
+def test_runs_of_different_objectives_have_directories_of_their_own() -> None:
+    for objective in ("kd", "rkd,kd"):
+        command = ["distill", "--student", "net.py:net", "--teacher", "teacher", *SHORT]
+        assert cli.main([*command, "--objective", objective]) == 0
+    assert cli.main([*command, "--method", "netaug", "--objective", "attention"]) == 0
+    names = {path.name for path in Path("runs").iterdir()}
+    assert names >= {"net.py-net-kd-0", "net.py-net-rkd+kd-0", "net.py-net-netaug+attention-0"}
+
+
 def test_rank_augmentations(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert rank(tmp_path / "all", "--student", "wide") == 0
     said = capsys.readouterr().out

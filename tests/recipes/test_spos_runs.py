@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -18,6 +19,7 @@ from recipes.augment import build_transforms
 from recipes.data import load_data, split
 from recipes.errors import DistillError, RunError, SearchError
 from recipes.spos.scores import top1
+from recipes.studies.reevaluation import evaluate_run
 from recipes.studies.searching import kept_images, search_run
 from recipes.training import checkpoint
 from recipes.training import run as runs
@@ -26,6 +28,25 @@ from recipes.training.distillation import Distillation
 from recipes.training.finished import base_of, data_of, held_out_of, open_run, wide_of
 from tests.recipes.images import make_folder
 from tests.recipes.test_training import NET, Killed, outcome, quiet, small_config
+
+BLOCK = """
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.path = nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x):
+        return x + self.path(self.inner(x).relu())
+
+
+def net(num_classes, in_chans=3):
+    pool = nn.AdaptiveAvgPool2d(1)
+    stem = nn.Conv2d(in_chans, 4, 3)
+    return nn.Sequential(stem, Block(), pool, nn.Flatten(), nn.Linear(4, num_classes))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +175,42 @@ def test_a_search_of_a_run_scores_what_can_be_had_from_its_files(
         console=Console(file=StringIO()),
     )  # fmt: skip
     assert resumed.candidates == found.candidates  # none was evaluated again
+
+
+def test_of_a_run_that_grew_inner_widths_these_alone_are_searched_and_evaluated(
+    files: Path, tmp_path: Path
+) -> None:
+    """The blocks of its streams are as they were drawn."""
+    (tmp_path / "block.py").write_text(BLOCK)
+    config = small_config(files, "netaug")
+    config = replace(config, model=f"{tmp_path}/block.py:net", epochs=1, hold_out=0.25)
+    quiet(config, tmp_path / "run")
+    run = open_run(tmp_path / "run")
+    wide = wide_of(run)
+    kinds = {name: width.kind for name, width in wide.widths.items()}
+    assert set(kinds.values()) == {"stream", "inner"}
+
+    def at_base(sizes: Mapping[str, int]) -> set[str]:
+        return {name for name, size in sizes.items() if size == wide.base_config[name]}
+
+    streams = {name for name, kind in kinds.items() if kind == "stream"}
+    how = {"batches": 2, "batch_size": 8, "console": Console(file=StringIO())}
+    found = search_run(tmp_path / "run", "subnet", trials=6, population=3, **how)
+    assert found.identity["widths"].keys() == kinds.keys() - streams
+    both = search_run(
+        tmp_path / "run", "subnet", trials=2, population=2, kinds=("stream", "inner"),
+        out=tmp_path / "both", **how,
+    )  # fmt: skip
+    assert both.identity["widths"].keys() == kinds.keys()
+
+    quietly = {"recalibrate": 1, "console": Console(file=StringIO())}
+    assert at_base(evaluate_run(tmp_path / "run", "widest", **quietly)["config"]) == streams
+    taught = replace(config, kinds=("stream", "inner"))
+    quiet(taught, tmp_path / "taught")
+    assert not at_base(evaluate_run(tmp_path / "taught", "widest", **quietly)["config"])
+    lesson = replace(config, distill=Distillation("widest", objectives=("kd",)))
+    quiet(lesson, tmp_path / "lesson")
+    assert not at_base(evaluate_run(tmp_path / "lesson", "widest", **quietly)["config"])
 
 
 def test_runs_that_cannot_be_searched(files: Path, tmp_path: Path) -> None:
