@@ -47,4 +47,4 @@ class ExtractError(NetAugFXError):
 
 
 class VerifyError(NetAugFXError):
-    """A law does not hold on this model, and pinning widths did not mend it."""
+    """A law does not hold on this model, and pinning widths did not mend it; or it cannot be checked."""

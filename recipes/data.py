@@ -2,10 +2,9 @@
 
 SPEC is one of
     digits                      scikit-learn's handwritten digits, 8x8 grey, no download
-    folder:PATH                 class folders in PATH/train and in PATH/val, PATH/validation or
-    PATH/test torchvision:CIFAR10@ROOT    a classification dataset of torchvision
-    NAME@ROOT                   whatever timm.data.create_dataset accepts, e.g.
-    torch/cifar100@ROOT, hfds/mnist
+    folder:PATH                 class folders in PATH/train and in PATH/val, PATH/validation or PATH/test
+    torchvision:CIFAR10@ROOT    a classification dataset of torchvision
+    NAME@ROOT                   whatever timm.data.create_dataset accepts: torch/cifar100@ROOT, hfds/mnist
 """
 
 from __future__ import annotations

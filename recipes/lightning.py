@@ -1,8 +1,8 @@
 """NetAug as a LightningModule: `pip install lightning`, then
 
-module = NetAugModule(netaugfx.widen(model), lambda p: torch.optim.SGD(p, lr=0.05))
-lightning.Trainer(max_epochs=10).fit(module, train_loader, validation_loader)
-tiny = netaugfx.extract_base(module.wide)
+    module = NetAugModule(netaugfx.widen(model), lambda p: torch.optim.SGD(p, lr=0.05))
+    lightning.Trainer(max_epochs=10).fit(module, train_loader, validation_loader)
+    tiny = netaugfx.extract_base(module.wide)
 """
 
 from __future__ import annotations

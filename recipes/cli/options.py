@@ -161,7 +161,7 @@ def _add_optimisation_options(group: Any) -> None:
         "--batch-size", type=at_least(2), default=128, help="images of a batch, in each process"
     )
     group.add_argument(
-        "--accumulate", type=at_least(1), default=1, metavar="N", help="batches per step"
+        "--accumulate", type=at_least(1), default=1, metavar="N", help="batches per optimiser step"
     )
     group.add_argument("--opt", default="sgd", help="timm's name of an optimiser")
     group.add_argument("--lr", type=above_zero, default=0.1, help="peak learning rate")

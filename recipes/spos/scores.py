@@ -1,8 +1,8 @@
 """What makes a config good: three scores, chosen by name; larger is better.
 
-subnet      top-1 of the subnet itself, with inherited weights (Single Path One-Shot's score)
-base        top-1 of the base after a short NetAug continuation with that config as the maximum
-alignment   how well the gradients of the subnet and of the base agree on a few batches
+    subnet      top-1 of the subnet itself, with inherited weights (Single Path One-Shot's score)
+    base        top-1 of the base after a short NetAug continuation with that config as the maximum
+    alignment   how well the gradients of the subnet and of the base agree on a few batches
 
 All look at images that are decoded once and kept, and leave the wide model as they found it.
 """

@@ -27,76 +27,126 @@ class TrainConfig:
     "The paper" is Cai, Gan, Lin, Han, "Network Augmentation for Tiny Deep Learning", ICLR 2022;
     "the authors" are their published training runs (mit-han-lab/tinyml, netaug/). Where neither is
     named, the default is ours.
+
+    Args:
+        model: a name as in recipes/models.py
+        data: a SPEC as in recipes/data.py
+        model_args: arguments of the model's constructor
+        pretrained: start from the library's trained weights
+        init: start from these weights, a safetensors file (transfer)
+        num_classes: classes; None: from the data
+        channels: channels of an image; None: from the data
+        image_size: pixels; None: from the data
+        hold_out: share of the training images that is kept from training, for a search
+        method: "baseline", "netaug", "sandwich" or "spos"
+        tune: what learns: "all"; "bias" (biases, norms, classifier); "lite" (these and lite residual modules
+            beside the blocks): TinyTL, Cai et al. 2020
+        factor: widest subnet over base (the paper's r); or by kind, {"stream": 3, ...}
+        diversity: steps from the base to the widest (the paper's s); or by kind
+        ratios: by kind, instead of factor and diversity; the authors have inner 1, 1.6, 2.2, 2.8 with stream 1,
+            2, 3 or 1, 1.8, 2.6
+        coupling: "independent", or "expand": an inner width is its ratio times the stream width before it, as
+            sampled (the authors'); then the largest is 3 x 2.8 times the base
+        max_config: the widest, width by width, instead of factor
+        kinds: which kinds of widths grow; None: inner ones in NetAug (the paper's: both), both else; where
+            `factor`, `ratios` and the like speak of some kinds, those
+        keep: globs of module names whose widths stay
+        alpha: weight of the augmented loss (the paper's value)
+        alpha_end: alpha falls or rises to it linearly; None: constant (paper's)
+        samples: augmented networks per step (the paper's value; more hurt)
+        stop_stream: share of the epochs after which streams stay (the authors': 0.5)
+        stop_inner: likewise inner widths (the authors': 1, never); where both are over, the base trains alone
+        sort: before each epoch in which both kinds grow, the channels of largest L1 norm move into the base
+            (the authors', for inner widths; here streams too); not from trained weights
+        ceiling: the costliest path, as "3.0x" (times the base's MACs)
+        path_dropout: probability that a width stays at its base size in a step
+        epochs: passes over the training images (the authors': 150)
+        batch_size: images per step and process (the authors', with 16 processes)
+        accumulate: batches per optimiser step
+        opt: timm's name of an optimiser; its SGD is Nesterov's (the paper's)
+        lr: peak learning rate (the authors': 0.025 per process)
+        momentum: of SGD (the paper's)
+        weight_decay: of the optimiser (the paper's)
+        decay_norms: whether norms and biases decay too (the authors': no)
+        clip_grad: largest L2 norm of the gradient of all that is trained
+        sched: timm's name of a schedule; stepped after every update (the paper's)
+        warmup_epochs: epochs of linear warm-up, among the above (the authors': 5 beside the 150)
+        smoothing: label smoothing (the paper's)
+        ema: decay per step of an average of the base; then it is what counts
+        precision: Accelerate's mixed precision: "no", "bf16" or "fp16"
+        channels_last: features and weights in memory as (N, H, W, C): often faster
+        dropout: probability before the classifier
+        dropblock: probability, of the feature map behind each block (Ghiasi et al. 2018)
+        mixup: alpha of MixUp's Beta distribution (Zhang et al. 2018); 0: none
+        cutmix: likewise CutMix (Yun et al. 2019); with both, one of them for each batch
+        augment: of the training images: "standard", "none", or "autoaugment" or "randaugment" on top of the
+            standard one
+        seed: of weights, order, augmentation and sampling
+        distill: who teaches what; None: nobody
     """
 
     # --- the network and its data
-    model: str  # a name as in recipes/models.py
-    data: str  # a SPEC as in recipes/data.py
+    model: str
+    data: str
     model_args: Mapping[str, Any] = field(default_factory=dict)
-    pretrained: bool = False  # start from the library's trained weights
-    init: str | None = None  # start from these weights, a safetensors file (transfer)
-    num_classes: int | None = None  # None: from the data, as the two below
+    pretrained: bool = False
+    init: str | None = None
+    num_classes: int | None = None
     channels: int | None = None
-    image_size: int | None = None  # pixels
-    hold_out: float = 0.0  # share of the training images that is kept from training, for a search
-    method: str = "baseline"  # or "netaug", "sandwich" or "spos"
-    tune: str = "all"  # what learns: "all"; "bias" (biases, norms, classifier); "lite" (these and
-    # lite residual modules beside the blocks): TinyTL, Cai et al. 2020
+    image_size: int | None = None
+    hold_out: float = 0.0
+    method: str = "baseline"
+    tune: str = "all"
 
     # --- NetAug: what grows, and how far
-    factor: Any = 3.0  # widest subnet over base (the paper's r); or by kind, {"stream": 3, ...}
-    diversity: Any = 2  # steps from the base to the widest (the paper's s); or by kind
-    ratios: Mapping[str, tuple[float, ...]] | None = None  # by kind, instead of the two above; the
-    # authors have inner 1, 1.6, 2.2, 2.8 with stream 1, 2, 3 or 1, 1.8, 2.6
-    coupling: str = "independent"  # "expand": an inner width is its ratio times the stream width
-    # before it, as sampled (the authors'); then the largest is 3 x 2.8 times the base
-    max_config: Mapping[str, int] | None = None  # the widest, width by width, instead of factor
-    kinds: tuple[str, ...] | None = None  # which widths grow; None: inner ones (the paper's: both)
-    keep: tuple[str, ...] = ()  # globs of module names whose widths stay
+    factor: Any = 3.0
+    diversity: Any = 2
+    ratios: Mapping[str, tuple[float, ...]] | None = None
+    coupling: str = "independent"
+    max_config: Mapping[str, int] | None = None
+    kinds: tuple[str, ...] | None = None
+    keep: tuple[str, ...] = ()
 
     # --- NetAug: how it is used
-    alpha: float = 1.0  # weight of the augmented loss (the paper's value)
-    alpha_end: float | None = None  # alpha falls or rises to it linearly; None: constant (paper's)
-    samples: int = 1  # augmented networks per step (the paper's value; more hurt)
-    stop_stream: float = 1.0  # share of the epochs after which streams stay (the authors': 0.5)
-    stop_inner: float = 1.0  # likewise inner widths (the authors': 1, never); both: the base alone
-    sort: bool = (
-        False  # before each epoch in which both kinds grow, the channels of largest L1 norm
-    )
-    # move into the base (the authors', for inner widths; here streams too); not from trained weights
+    alpha: float = 1.0
+    alpha_end: float | None = None
+    samples: int = 1
+    stop_stream: float = 1.0
+    stop_inner: float = 1.0
+    sort: bool = False
 
     # --- single path one-shot (method "spos"), where neither of the two above holds
-    ceiling: str | None = None  # the costliest path, as "3.0x" (times the base's MACs)
-    path_dropout: float = 0.0  # probability that a width stays at its base size in a step
+    ceiling: str | None = None
+    path_dropout: float = 0.0
 
     # --- optimisation
-    epochs: int = 10  # (the authors': 150)
-    batch_size: int = 128  # images per step and process (the authors', with 16 processes)
-    accumulate: int = 1  # batches per optimiser step
-    opt: str = "sgd"  # timm's name; its SGD is Nesterov's (the paper's)
-    lr: float = 0.1  # (the authors': 0.025 per process)
-    momentum: float = 0.9  # (the paper's)
-    weight_decay: float = 4e-5  # (the paper's)
-    decay_norms: bool = True  # whether norms and biases decay too (the authors': no)
-    clip_grad: float | None = None  # largest L2 norm of the gradient of all that is trained
-    sched: str = "cosine"  # timm's name; stepped after every update (the paper's)
-    warmup_epochs: int = 0  # (the authors': 5 beside the 150)
-    smoothing: float = 0.1  # label smoothing (the paper's)
-    ema: float | None = None  # decay per step of an average of the base; then it is what counts
-    precision: str = "no"  # Accelerate's mixed precision: "no", "bf16" or "fp16"
-    channels_last: bool = False  # features and weights in memory as (N, H, W, C): often faster
+    epochs: int = 10
+    batch_size: int = 128
+    accumulate: int = 1
+    opt: str = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 4e-5
+    decay_norms: bool = True
+    clip_grad: float | None = None
+    sched: str = "cosine"
+    warmup_epochs: int = 0
+    smoothing: float = 0.1
+    ema: float | None = None
+    precision: str = "no"
+    channels_last: bool = False
 
     # --- regularisers, for comparison (the paper's tables 3 and 6)
-    dropout: float = 0.0  # before the classifier
-    dropblock: float = 0.0  # of the feature map behind each block (Ghiasi et al. 2018)
-    mixup: float = 0.0  # alpha of MixUp's Beta distribution (Zhang et al. 2018); 0: none
-    cutmix: float = 0.0  # likewise CutMix (Yun et al. 2019); with both, one of them for each batch
-    augment: str = "standard"  # or "none", "autoaugment", "randaugment" on top of the standard one
+    dropout: float = 0.0
+    dropblock: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    augment: str = "standard"
 
-    seed: int = 0  # of weights, order, augmentation and sampling
+    seed: int = 0
 
     # --- distillation
-    distill: Distillation | None = None  # who teaches what; None: nobody
+    distill: Distillation | None = None
 
     @property
     def grows(self) -> bool:
