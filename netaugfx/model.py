@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 from .checks import check_state, shape_of
 from .copies import deep_copy
 from .cost import Cost
+from .entered import Entered
 from .errors import ConfigError, InputError
 from .examples import Example, arguments
 from .graphs import Graphs
@@ -22,11 +23,11 @@ from .plan import KINDS, Config, Plan, Width
 from .rewrite import BatchStatistics, Bound, Program, averages
 from .sampling import Sampler, checked
 from .shell import Shell
-from .storage import Layout, Rooms, permute
+from .storage import Layout, Rooms, parent, permute
 from .trace import Inputs
 
 step_over = partial(_disable_dynamo, recursive=False)  # torch.compile compiles what it calls
-CACHES = ("_graphs", "_sampler", "_subnets", "_one_pass")
+CACHES = ("_graphs", "_sampler", "_subnets", "_one_pass", "_entered")
 
 
 class WideModel(Shell):
@@ -49,7 +50,7 @@ class WideModel(Shell):
     _graphs: Graphs
     _sampler: Sampler
     _subnets: WeakValueDictionary[Config, Subnet]
-    _active: Config | None
+    _entered: Entered
     _generator_state: Tensor
 
     def __init__(
@@ -61,7 +62,6 @@ class WideModel(Shell):
             example=example,
             _seed=seed,
             statistics={},
-            _active=None,
             _generator_state=torch.Generator().manual_seed(seed).get_state(),
         )
         self._forget()
@@ -70,10 +70,9 @@ class WideModel(Shell):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the base, or the subnet of the `with wide.at(config)` block that this call stands in."""
-        config = self._active
-        if config is None:
-            return self.base(*args, **kwargs)
-        return self._run_active(args, kwargs)
+        if self._entered.configs:
+            return self._run_entered(args, kwargs)
+        return self.base(*args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WideModel:
         """Let the example follow the weights where `.to()`, `.half()` and the like change their dtype."""
@@ -111,7 +110,18 @@ class WideModel(Shell):
             _graphs=Graphs(self.base, self.plan, self.rooms),
             _sampler=Sampler(self.plan, self._seed, self._polynomial),
             _subnets=WeakValueDictionary(),
+            _entered=Entered(),
         )
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._forget_statistics()
+
+    def _forget_statistics(self) -> None:
+        """Drop what `recalibrate` found: the weights are others now."""
+        if self.statistics:
+            self.statistics.clear()
+            self._graphs.forget()
 
     def load_base(self, state_dict: Mapping[str, Any]) -> None:
         """Load the base's Parameters and buffers from a checkpoint of the user's model, strictly.
@@ -121,7 +131,7 @@ class WideModel(Shell):
         """
         check_state(self.base, state_dict)
         self.base.load_state_dict(state_dict, strict=True)
-        self.statistics.clear()
+        self._forget_statistics()
 
     # ------------------------------------------------------------------------------------------ the plan
 
@@ -165,6 +175,18 @@ class WideModel(Shell):
     def augmented_parameters(self) -> Iterator[nn.Parameter]:
         """Yield the blocks, which extraction drops."""
         return self.rooms.parameters()
+
+    @property
+    def no_weight_decay(self) -> Callable[[], set[str]]:
+        """Parameters that no weight decay is for, as timm asks a model: those that the base names, and their blocks."""
+        own: Any = self.base.no_weight_decay
+
+        def names() -> set[str]:
+            said = set(own())
+            blocks = (name for name, _ in self.rooms.named_parameters())
+            return said | {f"{self.room}.{name}" for name in blocks if parent(name) in said}
+
+        return names
 
     # ----------------------------------------------------------------------------------------- subnets
 
@@ -232,9 +254,11 @@ class WideModel(Shell):
         return bound.run(bound.begin(), *tensors)
 
     @step_over
-    def _run_active(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        assert self._active is not None
-        return self.run(self._active, args, kwargs)
+    def _run_entered(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        config = self._entered.here()
+        if config is None:
+            return self.base(*args, **kwargs)
+        return self.run(config, args, kwargs)
 
     @_disable_dynamo
     def prepared(
@@ -278,8 +302,8 @@ class WideModel(Shell):
     def recalibrate(self, config: Mapping[str, int], batches: Iterable[Any]) -> None:
         """Give the subnet at `config` batch-norm statistics of its own, the mean over `batches`.
 
-        They are used by `wide.at(config)` in eval mode, and by `extract`, until `load_base` or another
-        recalibration of the same config. The base's statistics are not touched. Copies and pickles keep them; a
+        They are used by `wide.at(config)` in eval mode, and by `extract`, until other weights are loaded or the same
+        config is recalibrated again. The base's statistics are not touched. Copies and pickles keep them; a
         `state_dict` holds what is trained, and not these.
 
         Args:
@@ -414,19 +438,17 @@ class Subnet:
     def __init__(self, wide: WideModel, config: Config) -> None:
         self.wide = wide
         self.config = config
-        self._outer: list[Config | None] = []
 
     @step_over
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.wide.run(self.config, args, kwargs)
 
     def __enter__(self) -> Subnet:
-        self._outer.append(self.wide._active)
-        self.wide._active = self.config
+        self.wide._entered.enter(self.config)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.wide._active = self._outer.pop()
+        self.wide._entered.leave()
 
     def __repr__(self) -> str:
         return f"Subnet({self.config})"

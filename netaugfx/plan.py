@@ -25,7 +25,7 @@ class Config(Mapping[str, int]):
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
         self._sizes = dict(sizes)
-        self._hash = hash(tuple(self._sizes.items()))
+        self._hash = hash(frozenset(self._sizes.items()))
 
     def __getitem__(self, name: str) -> int:
         return self._sizes[name]

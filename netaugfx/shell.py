@@ -7,7 +7,13 @@ from typing import Any, Self
 
 from torch import nn
 
+from .errors import InputError
 from .storage import Rooms
+
+_STATE_HOOKS = (
+    *("_state_dict_hooks", "_state_dict_pre_hooks"),
+    *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
+)
 
 
 class Shell(nn.Module):
@@ -29,6 +35,7 @@ class Shell(nn.Module):
         )
         # into __dict__: the base may have children of these names, which are then found on `base` alone
         self.__dict__.update(base=base, rooms=rooms, training=base.training)
+        self.__dict__.update({name: getattr(base, name) for name in (*_STATE_HOOKS, "_version")})
         # the same dictionaries, so that .to(), load_state_dict() and the like reach the base
         self._parameters = base._parameters
         self._buffers = base._buffers
@@ -75,6 +82,45 @@ class Shell(nn.Module):
         """Add a child to the base."""
         if name != self.room:
             self.base.add_module(name, module)
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """Return what lies at a path: a child of the base, also where this has an attribute of its name."""
+        first, _, rest = target.partition(".")
+        if not first:
+            return self
+        return (
+            self.rooms.get_submodule(rest)
+            if first == self.room
+            else self.base.get_submodule(target)
+        )
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Save what the base's root holds, as its class does: an extra state, too."""
+        self.base._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        metadata: Any,
+        strict: bool,
+        missing: Any,
+        unexpected: Any,
+        errors: Any,
+    ) -> None:
+        """Load what the base's root holds, as its class does; it does not know of the room."""
+        known = len(unexpected)
+        self.base._load_from_state_dict(
+            state_dict, prefix, metadata, strict, missing, unexpected, errors
+        )
+        found = unexpected[known:]
+        unexpected[known:] = [key for key in found if not key.startswith(f"{prefix}{self.room}.")]
+
+    def _replicate_for_data_parallel(self) -> Self:
+        raise InputError(
+            "torch.nn.DataParallel would give all devices one base. Use "
+            "torch.nn.parallel.DistributedDataParallel, with a process for each device."
+        )
 
     def __getattr__(self, name: str) -> Any:
         if "base" in self.__dict__:

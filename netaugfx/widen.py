@@ -197,7 +197,10 @@ def _around(base: nn.Module, made: Plan, example: Example, seed: int) -> WideMod
         for axis, block in blocks.items():
             room = rooms.room(path)
             if isinstance(t, nn.Parameter):
-                room.register_parameter(f"{leaf}_axis{axis}", nn.Parameter(block, t.requires_grad))
+                room.register_parameter(
+                    f"{leaf}_axis{axis}",
+                    nn.Parameter(block, block.is_floating_point() or block.is_complex()),
+                )
             else:
                 room.register_buffer(f"{leaf}_axis{axis}", block)
     rooms.train(base.training)

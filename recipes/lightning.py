@@ -1,4 +1,6 @@
-"""NetAug as a LightningModule: `pip install lightning`, then
+"""NetAug as a LightningModule.
+
+It needs `pip install lightning`:
 
     module = NetAugModule(netaugfx.widen(model), lambda p: torch.optim.SGD(p, lr=0.05))
     lightning.Trainer(max_epochs=10).fit(module, train_loader, validation_loader)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     *("errors", "copies", "checks", "examples", "axes", "plan", "unify"),
     *("trace", "rules", "infer", "storage", "rewrite"),
-    *("cost", "sampling", "programs", "graphs", "shell", "model", "parts"),
+    *("cost", "sampling", "programs", "graphs", "entered", "shell", "model", "parts"),
     *("planning", "contract", "verify", "widen", "testing", "report"),
 ]
 ROOMS = [room for room in ORDER if (ROOT / "netaugfx" / room).is_dir()]

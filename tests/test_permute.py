@@ -63,6 +63,30 @@ def check(source: Source, growth: Growth) -> None:
         close(measure.run(wide.at(wide.max_config), wide, inputs).output, in_eval, "eval")
 
 
+def test_gradients_that_await_a_step_go_along() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Tanh(), nn.Conv2d(4, 2, 1)).double()
+    x = torch.randn(8, 3, 5, 5, dtype=torch.float64)
+    order = [3, 7, 0, 11, 1, 2, 10, 9, 4, 8, 6, 5]
+
+    def stepped(*, orders: list[dict[str, list[int]]], config: dict[str, int]) -> Any:
+        wide = netaugfx.widen(model, example_inputs=x, seed=1)
+        optimizer = torch.optim.SGD(wide.parameters(), lr=0.1)
+        wide.at(config)(x).square().sum().backward()
+        for some in orders:
+            wide.permute(some)
+        optimizer.step()
+        return wide
+
+    for config in (
+        {"0": 12},
+        {},
+    ):  # of the base alone: new places get the gradients of channels that had one
+        straight = stepped(orders=[], config=config)
+        turned = stepped(orders=[{"0": order}], config=config)
+        expected, found = (w.at(w.max_config)(x) for w in (straight, turned))
+        torch.testing.assert_close(found, expected)
+
+
 def test_running_statistics_stay_behind_unless_the_widest_subnet_has_its_own() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)).double()
     x = torch.randn(8, 3, 5, 5, dtype=torch.float64)

@@ -154,10 +154,15 @@ def checked(bound: Bound, value: Any, i: int) -> None:
     guard = bound.reads[i]
     if not guard.holds(value):
         known = getattr(guard.value, "__name__", guard.value)
+        made = f"The subnets' graph was made where Python reads {known} at {guard.source}; "
+        if guard.by_data:
+            raise GuardError(
+                f"{made}on these data it would read something else. Move that line into the submodule whose result it "
+                "reads, which is kept as it is and run anew on all data; what is inside it stays at its base size."
+            )
         raise GuardError(
-            f"The subnets' graph was made where Python reads {known} at {guard.source}; on these data it would "
-            "read something else. Move that line into the submodule whose result it reads, which is kept as it is and "
-            "run anew on all data; what is inside it stays at its base size."
+            f"{made}under autocast it would read something else. Write it without asking for the dtype, or run what it "
+            "asks about outside of autocast."
         )
 
 

@@ -14,6 +14,7 @@ from functools import partial
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
@@ -231,8 +232,8 @@ def _same_storage(a: Any, b: Any) -> bool:
 
 
 def _read_of_data(program: Program) -> dict[fx.Node, list[Guard]]:
-    """Return by node what data, and no width, could change of what Python read."""
-    guards = [guard for guard in program.traced.guards if guard.by_data]
+    """Return by node what data or autocast, and no width, could change of what Python read."""
+    guards = [guard for guard in program.traced.guards if guard.by_data or _of_dtype(guard.node)]
     found: dict[fx.Node, list[Guard]] = {}
     if not guards:
         return found
@@ -247,6 +248,14 @@ def _read_of_data(program: Program) -> dict[fx.Node, list[Guard]]:
         if not any(True for axis in axes for _ in widths_of(axis)):
             found.setdefault(guard.node, []).append(guard)
     return found
+
+
+def _of_dtype(node: fx.Node) -> bool:
+    """Return whether this is a dtype or worked out from one: the meta device does not know autocast's."""
+    value = node.meta["val"]
+    if isinstance(value, Tensor):
+        return False
+    return isinstance(value, torch.dtype) or any(map(_of_dtype, node.all_input_nodes))
 
 
 UNREAD = (BATCH_NORM.index("running_mean"), BATCH_NORM.index("running_var"))

@@ -174,6 +174,11 @@ def initial(
     return extend(base, tuple(size(axis, plan.max_config) for axis in form.axes), generator)
 
 
+def parent(block: str) -> str:
+    """Return the name of the base's Parameter that a block adds to, from the block's name in its rooms."""
+    return block.rpartition("_axis")[0]
+
+
 class Rooms(nn.Module):
     """The tree of blocks; it mirrors the base's module tree, and holds `<parameter>_axis<k>` where a layer grows."""
 

@@ -1,4 +1,4 @@
-"""Channels in another order: whole widths, everywhere they occur, with what an optimiser and an average keep of them.
+"""Channels in another order: whole widths, everywhere they occur, with gradients, and what an optimiser keeps.
 
 The law: in whatever order its channels lie, the widest subnet computes what it did. The base does not: it is made of
 the channels that lie first.
@@ -81,6 +81,7 @@ def permute(
             for each in grown:
                 _move_state(optimizer, each)
         for each in grown:
+            _move_gradients(each)
             _write(each, each.tensor, each.blocks)
         kept = {name: t.clone() for name, t in statistics.get(plan.max_config, {}).items()}
         for name in kept:
@@ -202,6 +203,19 @@ def _check_state(
                 f"({list(p.shape)}) is of {what}, not one value per element. Use an optimiser such as SGD or "
                 "AdamW, or do not sort."
             )
+
+
+def _move_gradients(grown: Grown) -> None:
+    """Reorder the gradients that await a step."""
+    owners = {-1: grown.tensor, **grown.blocks}
+    if all(t.grad is None for t in owners.values()):
+        return
+    values = {i: torch.zeros_like(t) if t.grad is None else t.grad for i, t in owners.items()}
+    part, blocks = grown.reordered(grown.whole(values.pop(-1), values))
+    for i, t in owners.items():
+        moved = part if i == -1 else blocks[i]
+        if t.grad is not None or moved.any():
+            t.grad = torch.empty_like(t).copy_(moved)
 
 
 def _move_state(optimizer: torch.optim.Optimizer, grown: Grown) -> None:

@@ -22,6 +22,7 @@ from .surroundings import random_states_kept
 META = torch.device("meta")
 PLAIN = "_netaugfx_plain_tensors"  # attribute of modules of a meta copy: names
 _HOOKS = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
+_GRAD = torch.is_grad_enabled
 _CONTEXTS = (
     torch._C._set_grad_enabled,
     torch.amp.autocast_mode._enter_autocast,
@@ -292,6 +293,8 @@ def compute(
     """
     if kind == "get_attr":
         return functools.reduce(getattr, target.split("."), root)
+    if target is _GRAD:
+        return _GRAD()
     if target in _CONTEXTS:
         return "context"
     if target is getattr and isinstance(args[0], Tensor):

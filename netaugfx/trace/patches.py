@@ -47,10 +47,6 @@ class _Mode(TorchFunctionMode):
         args = tuple(a.original if isinstance(a, Legacy) else a for a in args)
         if not tracer.recording():
             return func(*args, **kwargs)
-        if func is torch._C._set_grad_enabled:
-            func(*args)
-            tracer.create_proxy("call_function", func, args, kwargs)
-            return None
         if not _any_leaf((args, kwargs), lambda a: isinstance(a, fx.Proxy) or id(a) in own):
             return tracer.draws.of_torch(func, args, kwargs)
         if func in WRITTEN_OUT:
@@ -81,6 +77,7 @@ def watched(tracer: Recorder, call_module: Callable[..., Any]) -> Iterator[None]
     found: Any = nn.Module.__getattribute__
     with META:  # fill torch's own tables of functions before they are replaced
         is_tensor_method_or_property(torch.empty(0).add)
+    grad_enabled, set_grad = torch.is_grad_enabled, torch._C._set_grad_enabled
     enter, leave = torch.autocast.__enter__, torch.autocast.__exit__
     fastpath = torch.backends.mha.get_fastpath_enabled
     plain = (*base_types, fx.Proxy, type(None))
@@ -119,6 +116,17 @@ def watched(tracer: Recorder, call_module: Callable[..., Any]) -> Iterator[None]
             object.__setattr__(module, name, value)
         else:
             module_set(module, name, value)
+
+    def grad_is_enabled() -> Any:  # what a `with torch.no_grad()` puts back is that of the pass
+        if not tracer.recording():
+            return grad_enabled()
+        return tracer.create_proxy("call_function", grad_enabled, (), {})
+
+    def grad_set(mode: Any) -> None:
+        with torch._C.DisableTorchFunction():  # it tells the mode of functions, too
+            set_grad(mode.node.meta["val"] if isinstance(mode, fx.Proxy) else mode)
+        if tracer.recording():
+            tracer.create_proxy("call_function", set_grad, (mode,), {})
 
     def entered(context: Any) -> Any:
         result = enter(context)  # type: ignore[no-untyped-call]
@@ -165,12 +173,6 @@ def watched(tracer: Recorder, call_module: Callable[..., Any]) -> Iterator[None]
 
         return computed
 
-    def limits(function: Any) -> Any:
-        def read(a: Any) -> Any:
-            return tracer.read(a, lambda value: value) if isinstance(a, fx.Proxy) else a
-
-        return lambda *args: function(*map(read, args))
-
     with ExitStack() as stack:
         patch = functools.partial(_patch, stack)
         patch(nn.Module, "__call__", call)
@@ -179,6 +181,8 @@ def watched(tracer: Recorder, call_module: Callable[..., Any]) -> Iterator[None]
         patch(nn.Module, "__setattr__", set_)
         for replaced in list(entrances(tracer, has_proxy)):
             patch(*replaced)
+        patch(torch, "is_grad_enabled", grad_is_enabled)
+        patch(torch._C, "_set_grad_enabled", grad_set)
         patch(torch.autocast, "__enter__", entered)
         patch(torch.autocast, "__exit__", left)
         patch(torch.backends.mha, "get_fastpath_enabled", fused)
@@ -199,7 +203,7 @@ def watched(tracer: Recorder, call_module: Callable[..., Any]) -> Iterator[None]
         for replaced in tracer.draws.replacements():
             patch(*replaced)
         for name in ("finfo", "iinfo"):
-            patch(torch, name, limits(getattr(torch, name)))
+            patch(torch, name, over_numbers(getattr(torch, name)))
         stack.enter_context(types_answered(tracer.root))
         stack.enter_context(numbers_guarded(tracer))
         stack.enter_context(_Mode(tracer))

@@ -50,7 +50,12 @@ def first_spoilt(
     set_random_states(0)
     apart = deep_copy(base, {id(p): p for p in base.parameters()})  # its buffers move on
     subnet = _Subnet(
-        program, _Base(apart, program.traced.graph, inputs), base, plan, config, tolerance
+        program,
+        _Base(apart, program.traced.graph, [t.clone() for t in inputs]),
+        base,
+        plan,
+        config,
+        tolerance,
     )
     try:
         subnet.run(bound, *inputs)

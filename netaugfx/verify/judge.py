@@ -58,7 +58,7 @@ class Judge:
             self.args, self.kwargs = tree_map(lambda t, sides=sides: fresh(t, sides), wide.example)
             self.wide.__dict__["example"] = on_meta((self.args, self.kwargs))
             try:
-                self.programs = both_modes(self.wide)
+                self.programs = self.both_modes()
                 break
             except (NetAugFXError, RuntimeError):
                 if not sides:
@@ -75,10 +75,15 @@ class Judge:
 
             self.args, self.kwargs = tree_map(own, wide.example)
             self.wide.__dict__["example"] = on_meta((self.args, self.kwargs))
-            self.programs = both_modes(self.wide)
+            self.programs = self.both_modes()
             finite = self.finite()
         if finite is False:  # a logarithm of its input, say
             self.args, self.kwargs = tree_map(_positive, (self.args, self.kwargs))
+
+    def both_modes(self) -> tuple[Program, ...]:
+        """Return the graphs as they are without gradients, as all passes run here but `step`."""
+        with torch.no_grad():
+            return tuple(both_modes(self.wide))
 
     def finite(self) -> bool | None:
         """Return whether the base's outputs are numbers; None where it does not run: it may want other data."""
@@ -157,7 +162,7 @@ class Judge:
             for program in programs:
                 if self.wide.training:  # the two need not draw the same for dropout
                     continue
-                inputs = Inputs.of(self.wide.base, self.args, self.kwargs).tensors
+                inputs = self.inputs()
                 base = deep_copy(self.wide.base)
                 drop_hooks(base, program)
                 found = self.outputs(
@@ -270,7 +275,7 @@ class Judge:
             drop_hooks(base, self.programs[0])
             for program in programs:
                 _set_flags(base, program)
-                inputs = Inputs.of(wide.base, self.args, self.kwargs).tensors
+                inputs = self.inputs()
                 bound = wide.bound(program, config)
                 node = first_spoilt(program, base, bound, inputs, plan, config, self.tolerance)
                 if node is not None:
@@ -281,10 +286,23 @@ class Judge:
                     )
         return None
 
+    def call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of one pass, which may write to them."""
+        copies: tuple[tuple[Any, ...], dict[str, Any]]
+        copies = tree_map(
+            lambda t: t.clone() if isinstance(t, Tensor) else t, (self.args, self.kwargs)
+        )
+        return copies
+
+    def inputs(self) -> list[Tensor]:
+        """Return the tensors of one pass of the base."""
+        return Inputs.of(self.wide.base, *self.call()).tensors
+
     def outputs(self, run: Callable[..., Any]) -> list[Tensor]:
         set_random_states(0)
+        args, kwargs = self.call()
         with torch.no_grad():
-            return output_tensors(run(*self.args, **self.kwargs))
+            return output_tensors(run(*args, **kwargs))
 
     def step(
         self, run: Callable[..., Any], owner: nn.Module
@@ -292,8 +310,9 @@ class Judge:
         """Return outputs and gradients of a random linear function of them."""
         set_random_states(0)
         named = {n: p for n, p in owner.named_parameters() if p.requires_grad}
+        args, kwargs = self.call()
         with torch.enable_grad():
-            found = output_tensors(run(*self.args, **self.kwargs))
+            found = output_tensors(run(*args, **kwargs))
             generator = torch.Generator().manual_seed(1)
             weights = [
                 torch.randn(t.shape, generator=generator, dtype=self.dtype, device="cpu").to(

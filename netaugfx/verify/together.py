@@ -32,8 +32,9 @@ def fault_of_the_whole(wide: WideParts, configs: tuple[Config, ...], seed: int) 
 
         def outputs(run: Callable[..., Any]) -> list[Tensor]:
             set_random_states(seed)
-            with torch.no_grad():
-                return output_tensors(run(*args, **kwargs))
+            own = tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, (args, kwargs))
+            with torch.no_grad():  # a forward may write to its arguments
+                return output_tensors(run(*own[0], **own[1]))
 
         plain, hooked = whole, []
         if any(m._forward_hooks or m._forward_pre_hooks for m in wide.modules()):
