@@ -106,6 +106,18 @@ def test_a_forward_that_asks_whether_gradients_are_on() -> None:
             torch.testing.assert_close(wide.at(wide.max_config)(X), wide(X))
 
 
+class AsksOfTheInput(Net):
+    def before(self, x: Tensor) -> Tensor:
+        return x * 2 if x.requires_grad else x
+
+
+def test_a_forward_that_asks_whether_its_input_wants_gradients() -> None:
+    wide = without_blocks(netaugfx.widen(AsksOfTheInput(), example_inputs=X)).eval()
+    for wants in (False, True, False):
+        x = X.clone().requires_grad_(wants)
+        torch.testing.assert_close(wide.at(wide.max_config)(x), wide(x))
+
+
 def test_layers_that_are_unfrozen_after_widen_learn_with_their_blocks() -> None:
     model = Net()
     model.a.requires_grad_(False)

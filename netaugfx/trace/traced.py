@@ -31,9 +31,9 @@ Data = dict[tuple[str, bool], list[tuple[Any, Any]]]
 class Inputs:
     """How call arguments map to placeholders: tensor leaves become them, others are constants.
 
-    `key` holds structure, constants, every tensor's shape, strides, dtype and device, and whether gradients and
-    autocast are on; `structure` the same without sizes and gradients. `tensors` are in the order of the placeholders,
-    `names`.
+    `key` holds structure, constants, every tensor's shape, strides, dtype, device and requires_grad, and whether
+    gradients and autocast are on; `structure` the same without sizes and gradients. `tensors` are in the order of the
+    placeholders, `names`.
     """
 
     names: tuple[str, ...]
@@ -85,7 +85,7 @@ class Inputs:
         tree = (str(spec), tuple(places), tuple(constants))
         kinds = dict.fromkeys(t.device.type for t in tensors if t.device != META)
         cast = tuple(torch.get_autocast_dtype(k) for k in kinds if torch.is_autocast_enabled(k))
-        sizes = ((tuple(t.shape), t.stride(), t.dtype, t.device) for t in tensors)
+        sizes = ((tuple(t.shape), t.stride(), t.dtype, t.device, t.requires_grad) for t in tensors)
         return Inputs(
             names=tuple("_".join(str(_entry(key)) for key in pairs[i][0]) for i in places),
             tensors=tensors,
