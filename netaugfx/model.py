@@ -183,10 +183,14 @@ class WideModel(Shell):
 
         def names() -> set[str]:
             said = set(own())
-            blocks = (name for name, _ in self.rooms.named_parameters())
-            return said | {f"{self.room}.{name}" for name in blocks if parent(name) in said}
+            return said | {block for block, name in self.names_of_blocks() if name in said}
 
         return names
+
+    def names_of_blocks(self) -> Iterator[tuple[str, str]]:
+        """Yield the name of every block, with that of the base's Parameter that it adds to."""
+        for name, _ in self.rooms.named_parameters():
+            yield f"{self.room}.{name}", parent(name)
 
     # ----------------------------------------------------------------------------------------- subnets
 

@@ -117,6 +117,12 @@ class WideParts(WideModel):
             for name, p in part.named_augmented_parameters():
                 yield f"{path}.{name}", p
 
+    def names_of_blocks(self) -> Iterator[tuple[str, str]]:
+        """Yield the name of every block, with that of the base's Parameter that it adds to."""
+        for path, part in self.wides.items():
+            for block, name in part.names_of_blocks():
+                yield f"{path}.{block}", f"{path}.{name}"
+
     def augmented_parameters(self) -> Iterator[nn.Parameter]:
         """Yield the blocks."""
         return (p for _, p in self.named_augmented_parameters())

@@ -318,6 +318,29 @@ def test_the_blocks_of_what_no_decay_is_for_have_none() -> None:
     assert wide.no_weight_decay() == {"a.weight", "augmented.a.weight_axis0"}
 
 
+class Repeats(Net):
+    """It reads data, so that its children are widened apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 3, 1))
+
+    def before(self, x: Tensor) -> Tensor:
+        return self.body(x) if x.sum() > -1e9 else x
+
+    def no_weight_decay(self) -> set[str]:
+        return {"body.0.weight"}
+
+
+def test_the_blocks_of_parts_are_named_by_their_paths() -> None:
+    wide = netaugfx.widen(Repeats(), example_inputs=X)
+    assert wide.plan.parts == ("body",)
+    assert wide.no_weight_decay() == {"body.0.weight", "body.augmented.0.weight_axis0"}
+    assert {name for name, _ in wide.names_of_blocks()} == {
+        name for name, _ in wide.named_augmented_parameters()
+    }
+
+
 def test_data_parallel_is_refused() -> None:
     wide = netaugfx.widen(Net(), example_inputs=X)
     with pytest.raises(netaugfx.InputError, match="DistributedDataParallel"):
