@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import netaugfx
 from tests import measure, modules
+from tests.networks import CASES
 
 
 class Source(Protocol):
@@ -80,9 +81,10 @@ def growths_of(case: Source) -> tuple[Growth, ...]:
 # Under the deep and sweep profiles test_all_laws.py holds all laws against each random network.
 few = settings(max_examples=min(settings.default.max_examples, 50))
 
-plans: dict[
-    str, netaugfx.Plan
-] = {}  # of the last subject: one law after the other meets the same network
+# One law after the other, and one config after the other, meets the same network. Those by hand are told by name; of
+# random ones the last is kept.
+plans: dict[str, netaugfx.Plan] = {}
+of_random: dict[str, netaugfx.Plan] = {}
 
 
 def widen_double(source: Source, growth: Growth, dropout: bool = True) -> tuple[Any, nn.Module]:
@@ -98,15 +100,17 @@ def widen(source: Source, growth: Growth, model: nn.Module | None = None, **argu
     """The wide model of a source, its blocks as random as its base.
 
     Nothing is verified, but for networks outside the core: the laws hold for what inference says, not
-    for what is left of it. A random network is planned, and verified, for the first law that asks; where verify
-    found fault, for each. One without any width is passed over.
+    for what is left of it. A network is planned, and verified, for the first law that asks; where verify found fault,
+    for each. A random one without any width is passed over.
     """
     model = source.build(growth.seed) if model is None else model
     if growth.eval:
         model.eval()
-    random = hypothesis.currently_in_test_context() and arguments.keys() <= {"example_inputs"}
-    subject = repr((source, growth))
-    known = plans.get(subject) if random else None
+    random = hypothesis.currently_in_test_context()
+    usual = arguments.keys() <= {"example_inputs"} and (random or any(source is c for c in CASES))
+    kept = of_random if random else plans
+    subject = repr((source, replace(growth, config=0)))
+    known = kept.get(subject) if usual else None
     how: dict[str, Any] = {"factor": growth.factor, "diversity": growth.diversity}
     how |= {"verify": not source.core, "example_inputs": source.inputs(), **arguments}
     if known is not None:
@@ -120,9 +124,9 @@ def widen(source: Source, growth: Growth, model: nn.Module | None = None, **argu
             if not source.core:
                 pytest.skip(str(error))
         raise
-    if random and not any("verification" in why for why in wide.pinned.values()):
-        plans.clear()
-        plans[subject] = wide.plan
+    if usual and not any("verification" in why for why in wide.pinned.values()):
+        of_random.clear()
+        kept[subject] = wide.plan
     augmented = nn.ParameterDict(
         {name.replace(".", "/"): p for name, p in wide.named_augmented_parameters()}
     )
