@@ -72,6 +72,9 @@ def test_an_optimiser_made_before_widen_is_refused(batches: list[tuple[Tensor, T
     other = nn.Linear(2, 2)  # another network, trained beside it, is none of its business
     other(torch.ones(1, 2)).sum().backward()
     torch.optim.AdamW(other.parameters()).step()
+    torch.optim.SGD(nn.Linear(2, 2).parameters()).step()  # nor is one that has no gradients yet
+    with pytest.raises(InputError, match=r"SGD holds none of the 12 Parameters"):
+        torch.optim.SGD(list(model.parameters())[2:]).step()  # some of the model's
     sgd(task).step()
     del task
     gc.collect()
