@@ -16,6 +16,7 @@ from rich.console import Console
 
 from recipes import cli
 from recipes.studies.compare import print_comparison
+from recipes.training import loop
 from tests.recipes.images import make_folder
 
 NET = """
@@ -353,6 +354,28 @@ def test_compare(capsys: pytest.CaptureFixture[str]) -> None:
     assert "resuming after epoch 1 of 1" in capsys.readouterr().out
     assert Path("run/baseline-0/checkpoint.safetensors").stat().st_mtime_ns == before
     assert json.loads(Path("run/comparison.json").read_text()) == found
+
+
+def test_a_comparison_of_changed_weights_or_data_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train("--out", "one") == train("--out", "two", "--seed", "1") == 0
+    first, second = (Path(each, "base.safetensors").read_bytes() for each in ("one", "two"))
+    Path("start.safetensors").write_bytes(first)
+    arms = ("--compare", "baseline,mixup", "--init", "start.safetensors")
+    assert train(*arms) == 0
+    begun: list[Path] = []
+    monkeypatch.setattr(loop, "train_epoch", lambda run, _: begun.append(run.directory.path))
+    assert train(*arms) == 0  # all is done
+    Path("start.safetensors").write_bytes(second)
+    capsys.readouterr()
+    message = r"run/baseline-0 holds another run: init_sha256 is '\w+' there and '\w+' here\. .*"
+    fails(capsys, train(*arms), message)
+    Path("start.safetensors").write_bytes(first)
+    Path("images/train/dog/0001.png").unlink()
+    message = r"run/baseline-0 holds another run: data\.train is 18 there and 17 here\. .*"
+    fails(capsys, train(*arms), message)
+    assert not begun
 
 
 @pytest.mark.parametrize("width", [80, 60])
