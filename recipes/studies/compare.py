@@ -64,6 +64,8 @@ def parse_arms(text: str) -> dict[str, dict[str, Any]]:
                 raise RunError(f"--compare: {arm!r} sets no field {name!r}. {near(name, fields)}")
             changes[name] = _value(name, value)
         found[arm] = changes
+    if not found:
+        raise RunError(f"--compare: no arm was given. Known are {', '.join(ARMS)}.")
     return found
 
 
@@ -120,17 +122,20 @@ def compare(
         raise RunError(f"{out} holds a single run. Choose another --out.")
     results: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in arms}
     described = _describer(options.get("download", False))
-    for seed in seeds:
-        for arm, changes in arms.items():
-            directory = directory_of(out, arm, seed)
-            console.print(f"{arm}, seed {seed}", style="bold", highlight=False)
-            run = replace(config, **changes, seed=seed)
-            begun = (directory / "config.json").exists()
-            results[arm][seed] = finished(directory, run, described) or train(
-                run, directory, resume=begun, console=console, **options
-            )
-            outcome = summarise(results)
-            write_json(out / "comparison.json", outcome)
+    runs = [  # all of them at once: a value that no run can have stops them before the first
+        (arm, replace(config, **changes, seed=seed))
+        for seed in seeds
+        for arm, changes in arms.items()
+    ]
+    for arm, run in runs:
+        directory = directory_of(out, arm, run.seed)
+        console.print(f"{arm}, seed {run.seed}", style="bold", highlight=False)
+        begun = (directory / "config.json").exists()
+        results[arm][run.seed] = finished(directory, run, described) or train(
+            run, directory, resume=begun, console=console, **options
+        )
+        outcome = summarise(results)
+        write_json(out / "comparison.json", outcome)
     curves = {
         arm: [RunDirectory(directory_of(out, arm, seed)).read_metrics() for seed in seeds]
         for arm in arms
