@@ -1,4 +1,6 @@
-"""NetAug as a LightningModule: `pip install lightning`, then
+"""NetAug as a LightningModule.
+
+Install it with `pip install lightning`, then
 
     module = NetAugModule(netaugfx.widen(model), lambda p: torch.optim.SGD(p, lr=0.05))
     lightning.Trainer(max_epochs=10).fit(module, train_loader, validation_loader)
@@ -40,6 +42,8 @@ class NetAugModule(lightning.LightningModule):
         self.wide = wide
         self._optimizer = optimizer
         self._task = (NetAugTask(wide, **options),)  # in a tuple: `wide` is registered once
+        if isinstance(self.task.criterion, nn.Module):  # what it holds moves with the module
+            self.criterion = self.task.criterion
 
     @property
     def task(self) -> NetAugTask:

@@ -229,6 +229,24 @@ def test_lightning(batches: list[tuple[Tensor, Tensor]], tmp_path: Path) -> None
     assert names == {f"wide.{name}" for name in fresh.state_dict()}  # each once
 
 
+def test_lightning_moves_the_criterion(
+    batches: list[tuple[Tensor, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lightning")
+    from recipes.lightning import NetAugModule
+
+    images, labels = batches[0]
+    wide = task_of(plain().float(), images.float()).wide
+    weight = torch.tensor([1.0, 2.0, 3.0])
+    options = {"criterion": nn.CrossEntropyLoss(weight=weight), "seed": 3}
+    module = NetAugModule(wide, torch.optim.SGD, **options).double()
+    monkeypatch.setattr(module, "log_dict", lambda _: None)  # which needs a Trainer
+    by_hand = NetAugTask(wide, lambda y, t: F.cross_entropy(y, t, weight.double()), seed=3)
+    assert torch.equal(module.training_step((images, labels), 0), by_hand(images, labels)["loss"])
+    assert {name.partition(".")[0] for name in module.state_dict()} == {"wide", "criterion"}
+    assert len(list(module.parameters())) == len(list(wide.parameters()))
+
+
 def test_what_timm_does_with_a_task(batches: list[tuple[Tensor, Tensor]]) -> None:
     """Its averages, clipping and checkpoints, as timm's training script calls them."""
     task = task_of(plain(True), batches[0][0])
