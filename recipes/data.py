@@ -58,8 +58,11 @@ def load_data(
     """Open the data that `spec` names; what is given overrides what the data says.
 
     Raises:
-        DataError: the data is missing, empty, unreadable, or `spec` names nothing known.
+        DataError: the data is missing, empty, unreadable, or `spec` names nothing known; or images are to have another
+            number of channels than 1 or 3.
     """
+    if channels not in (None, 1, 3):
+        raise DataError(f"Images have 1 channel (grey) or 3 (colour); channels={channels} came.")
     kind, _, rest = spec.partition(":")
     if spec == "digits":
         data = _digits()

@@ -24,6 +24,7 @@ from recipes.errors import DistillError
 from recipes.features import Pass, Watch, eval_mode, wide_in
 from recipes.netaug import NetAugTask, own_random_numbers
 from recipes.objectives import Term, build_terms, check_logits_agree, expand
+from recipes.passes import SameInput
 from recipes.schemes import Scheme
 from recipes.teachers import FrozenTeacher, OnlineTeacher
 
@@ -88,6 +89,7 @@ class DistillTask(TrainingTask):
         self.generator = torch.Generator().manual_seed(seed) if generator is None else generator
         student = inner.trainable_module
         self.teacher = teacher
+        self._run = SameInput()
         self._check(expand(objectives), images)
         shown = student if isinstance(teacher, OnlineTeacher) else teacher.model
         with own_random_numbers(torch.Generator().manual_seed(seed), torch.device("cpu")):
@@ -174,7 +176,7 @@ class DistillTask(TrainingTask):
         # what the last pass of a step does not use.
         view = None if self.scheme is None else self._view(input, self.scheme)
         with self.watch as watch:
-            result = dict(self.inner(input, target))
+            result = dict(self._run(self.inner, (input, target)))
             passes = list(watch.passes)
             taught = self._teacher_learns(input, target, watch)
         student = passes[0]
@@ -222,7 +224,7 @@ class DistillTask(TrainingTask):
     def _run_subnet(self, teacher: OnlineTeacher, images: Any) -> Any:
         device = next(teacher.wide.parameters()).device
         with own_random_numbers(self.generator, device), teacher.wide.at(teacher.config):
-            return self.trainable_module(images)
+            return self._run(self.trainable_module, images)
 
     def _label_loss(self, taught: Pass, target: Any) -> tuple[Tensor, float]:
         return self.inner.criterion(taught.output, target), float(getattr(self.inner, "alpha", 1.0))
@@ -240,7 +242,7 @@ class DistillTask(TrainingTask):
         """KL to the teacher's own output on x'."""
         kd = next(term for term in self._terms() if term.name == "kd")
         view = scheme(images, self.generator, self._judge(scheme))
-        output = self.trainable_module(view)
+        output = self._run(self.trainable_module, view)
         with torch.no_grad():
             taught = self._teacher_output(view)
         return kd.weight, losses.soft(output, taught, temperature=kd.temperature)
@@ -252,7 +254,7 @@ class DistillTask(TrainingTask):
 
         def predict(images: Tensor) -> Tensor:
             with eval_mode(student):
-                return student(images)
+                return self._run(student, images)
 
         return predict
 

@@ -42,6 +42,8 @@ class NetAugModule(lightning.LightningModule):
         self.wide = wide
         self._optimizer = optimizer
         self._task = (NetAugTask(wide, **options),)  # in a tuple: `wide` is registered once
+        if isinstance(self.task.criterion, nn.Module):  # what it holds moves with the module
+            self.criterion = self.task.criterion
 
     @property
     def task(self) -> NetAugTask:

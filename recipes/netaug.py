@@ -9,6 +9,7 @@ drop path) from the task's own generator.
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import netaugfx
 from netaugfx.errors import InputError, PlanError
 from netaugfx.plan import KINDS
+from recipes.passes import SameInput
+
+TRIES = 1_000  # draws until one is wider than the base
 
 # (wide, generator, kinds) -> a config at which only these kinds have grown
 Sampler = Callable[[netaugfx.WideModel, torch.Generator, tuple[str, ...]], Any]
@@ -111,7 +115,7 @@ class NetAugTask(TrainingTask):
 
     Raises:
         InputError: `wide` contains no WideModel, or several.
-        PlanError: no width of the given kinds can grow.
+        PlanError: no width of the given kinds can grow, or there is no such kind.
     """
 
     def __init__(
@@ -136,8 +140,6 @@ class NetAugTask(TrainingTask):
         )
         if not 0 <= alpha < float("inf"):
             raise ValueError(f"alpha must be a finite number from 0 on, got {alpha}.")
-        if isinstance(kinds, str):
-            kinds = (kinds,)
         if not isinstance(samples, int) or samples < 1:
             raise ValueError(
                 f"samples must be at least 1, got {samples}; to train the base alone use kinds=()."
@@ -149,9 +151,10 @@ class NetAugTask(TrainingTask):
         )
         self.alpha = alpha
         self.samples = samples
-        self.kinds = usual_kinds(self.wide) if kinds is None else tuple(kinds)
+        self.kinds = usual_kinds(self.wide) if kinds is None else kinds
         self.sampler = sampler
         self.generator = torch.Generator().manual_seed(seed) if generator is None else generator
+        self._run = SameInput()
         growing = _growing_kinds(self.wide)
         if self.kinds and not growing.intersection(self.kinds):
             raise PlanError(
@@ -166,6 +169,15 @@ class NetAugTask(TrainingTask):
         """The WideModel, also where `trainable_module` wraps it."""
         return wide_in(self.trainable_module, type(self).__name__)
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Which kinds of widths are augmented; may be set to one kind, to several, or to ()."""
+        return self._kinds
+
+    @kinds.setter
+    def kinds(self, kinds: str | Iterable[str]) -> None:
+        self._kinds = checked_kinds(kinds)
+
     def forward(self, input: Any, target: Any) -> dict[str, Any]:  # noqa: A002 (timm's name)
         """Run the base, then each sampled network.
 
@@ -177,7 +189,7 @@ class NetAugTask(TrainingTask):
             "loss" (scalar, with graph), "output" (the base's), "base_loss" and "augmented_loss"
             (detached scalars; the mean over the sampled networks, absent if none ran).
         """
-        output = call(self.trainable_module, input)
+        output = self._run(self.trainable_module, input)
         base_loss = self.criterion(output, target)
         augmented_losses = list(self._augmented_losses(input, target))
         loss = netaug_loss(base_loss, augmented_losses, self.alpha)
@@ -200,7 +212,7 @@ class NetAugTask(TrainingTask):
         Returns:
             What `forward` returns, every tensor detached.
         """
-        output = call(self.trainable_module, input)
+        output = self._run(self.trainable_module, input)
         base_loss = self.criterion(output, target)
         backward(base_loss)
         augmented_losses = []
@@ -233,15 +245,23 @@ class NetAugTask(TrainingTask):
                 torch.set_grad_enabled(with_graph),
                 wide.at(config),
             ):
-                augmented_loss = self.criterion(call(self.trainable_module, images), target)
+                augmented_loss = self.criterion(self._run(self.trainable_module, images), target)
             yield augmented_loss
 
     def _sample_wider(self, wide: netaugfx.WideModel) -> Any:
-        """Sample a config other than the base's: an empty W_i would update its statistics twice."""
+        """Sample a config other than the base's: an empty W_i would update its statistics twice.
+
+        Raises:
+            InputError: the sampler gives nothing else.
+        """
         base_config = wide.base_config
-        while (config := self.sampler(wide, self.generator, self.kinds)) == base_config:
-            pass
-        return config
+        for _ in range(TRIES):
+            if (config := self.sampler(wide, self.generator, self.kinds)) != base_config:
+                return config
+        raise InputError(
+            f"The sampler gave the base's own config {TRIES:,} times in a row, and NetAug needs a wider network in "
+            "each step. Give a sampler that grows widths (a budget above 1), or set kinds=() to train the base alone."
+        )
 
     @staticmethod
     def _result(
@@ -315,9 +335,19 @@ def refuse_several(module: nn.Module, task: str) -> None:
         )
 
 
-def call(module: nn.Module, inputs: Any) -> Any:
-    """Call a module; a tuple is its positional inputs."""
-    return module(*inputs) if isinstance(inputs, tuple) else module(inputs)
+def checked_kinds(kinds: str | Iterable[str]) -> tuple[str, ...]:
+    """Kinds of widths as a tuple, also where one comes by itself.
+
+    Raises:
+        PlanError: there is no such kind.
+    """
+    if not isinstance(kinds, Iterable):
+        raise PlanError(f"kinds must be among {' and '.join(KINDS)}; {kinds!r} came.")
+    kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    for kind in kinds:
+        if kind not in KINDS:
+            raise PlanError(f"No width has the kind {kind!r}; kinds are {' and '.join(KINDS)}.")
+    return kinds
 
 
 def _growing_kinds(wide: netaugfx.WideModel) -> set[str]:
@@ -326,10 +356,16 @@ def _growing_kinds(wide: netaugfx.WideModel) -> set[str]:
     return {width.kind for name, width in wide.widths.items() if largest[name] > base[name]}
 
 
-def _refuse_idle_steps(task: NetAugTask) -> None:
-    """Let an optimiser that steps while only `task` has gradients, none of them its own, raise.
+def _like_the_base(held: list[nn.Parameter], wide: netaugfx.WideModel) -> bool:
+    """Whether each Parameter has the shape of another one of the base."""
+    return Counter(p.shape for p in held) <= Counter(p.shape for p in wide.base.parameters())
 
-    The hook sees every optimiser of the process and goes with the task.
+
+def _refuse_idle_steps(task: NetAugTask) -> None:
+    """Let an optimiser of the model before `widen` raise where it steps while only `task` has gradients.
+
+    The hook sees every optimiser of the process and goes with the task. It takes for the model's those whose Parameters
+    have shapes of the base's.
     """
     watched = weakref.ref(task)
 
@@ -339,7 +375,9 @@ def _refuse_idle_steps(task: NetAugTask) -> None:
         if task is None or any(p.grad is not None for p in held):
             return
         own = {id(p): p for p in task.trainable_module.parameters()}
-        if not any(id(p) in own for p in held) and any(p.grad is not None for p in own.values()):
+        if any(id(p) in own for p in held) or not _like_the_base(held, task.wide):
+            return
+        if any(p.grad is not None for p in own.values()):
             raise InputError(
                 f"{type(optimizer).__name__} holds none of the {len(own)} Parameters of the wide "
                 "model, so its step would change nothing: it was made before widen. Make it "

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from netaugfx.errors import InputError
 from recipes import losses
-from recipes.netaug import own_random_numbers
+from recipes.netaug import checked_kinds, own_random_numbers
+from recipes.passes import SameInput
 from recipes.teachers import OnlineTeacher
 
 
@@ -27,9 +28,13 @@ class SandwichTask(TrainingTask):
         criterion: (output, target) -> scalar, for the widest.
         samples: n, networks sampled per step beside the widest and the base; the paper uses 2.
         temperature: of the soft output; the paper uses 1.
-        kinds: which widths the sampled networks grow.
+        kinds: which kinds of widths the sampled networks grow.
         generator: of sampling, on the CPU; made from `seed` if None.
         seed: seed of the generator if none is given.
+
+    Raises:
+        InputError: `wide` contains no WideModel.
+        PlanError: there is no such kind.
 
     Source: J. Yu, T. Huang, "Universally Slimmable Networks and Improved Training Techniques",
     ICCV 2019, sections 3.2 and 3.3; the base stands for the smallest network.
@@ -52,9 +57,10 @@ class SandwichTask(TrainingTask):
             raise ValueError(f"samples must be from 0 on, got {samples}.")
         self.trainable_module = wide
         self.criterion = resolve_classification_loss(criterion, self.device)
-        self.samples, self.temperature, self.kinds = samples, temperature, tuple(kinds)
+        self.samples, self.temperature, self.kinds = samples, temperature, checked_kinds(kinds)
         self.generator = torch.Generator().manual_seed(seed) if generator is None else generator
         self.teacher = OnlineTeacher(wide, "widest")
+        self._run = SameInput()
 
     def forward(self, input: Any, target: Any) -> dict[str, Any]:  # noqa: A002
         """Run the base, the widest and the sampled networks.
@@ -64,7 +70,7 @@ class SandwichTask(TrainingTask):
             labels), "base_loss" and, where any is sampled, "augmented_loss" (their mean).
         """
         wide = self.teacher.wide
-        output = self.trainable_module(input)
+        output = self._run(self.trainable_module, input)
         others = [
             self._subnet(config, input)
             for config in (
@@ -91,7 +97,7 @@ class SandwichTask(TrainingTask):
 
     def _subnet(self, config: Any, images: Any) -> Tensor:
         with own_random_numbers(self.generator, self.device), self.teacher.wide.at(config):
-            return self.trainable_module(images)
+            return self._run(self.trainable_module, images)
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
         """The state of the generator."""

@@ -15,6 +15,7 @@ import netaugfx
 from netaugfx.errors import InputError
 from recipes.errors import DistillError
 from recipes.features import Pass, Watch, base_features_in_graph, eval_mode, look, wide_in
+from recipes.passes import SameInput
 
 ONLINE = ("widest", "sampled")  # teachers that are subnets of the student's own wide model
 
@@ -47,6 +48,7 @@ class FrozenTeacher(nn.Module):
     ):
         super().__init__()
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.same_input = SameInput()
         self.cache_length = cache
         self.cache: OrderedDict[bytes, dict[str | None, Tensor]] = OrderedDict()
         given = [each for each in (mean, std, student_mean, student_std) if each is not None]
@@ -79,7 +81,7 @@ class FrozenTeacher(nn.Module):
         if self.scale is not None and self.shift is not None:
             images = images * self.scale + self.shift
         with Watch(self.model, names) as watch:
-            output = self.model(images)
+            output = self.same_input(self.model, images)
         watched = watch.passes[0]
         watched.output = output
         return watched

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 import netaugfx
 from netaugfx.errors import InputError, PlanError
 from netaugfx.plan import KINDS, Config
-from recipes.netaug import call, refuse_several, wide_in
+from recipes.netaug import refuse_several, wide_in
+from recipes.passes import call
 from recipes.spos.budget import Ceiling
 
 

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from recipes.errors import RunError, near
 from recipes.studies.curves import draw_curves, interval, shown
 from recipes.training.checkpoint import read_json, write_json
 from recipes.training.config import TrainConfig
-from recipes.training.loop import train
+from recipes.training.loop import identity_of, open_data, train
 from recipes.training.rundir import RunDirectory
 
 # What an arm changes in the run that the other options describe.
@@ -65,6 +64,8 @@ def parse_arms(text: str) -> dict[str, dict[str, Any]]:
                 raise RunError(f"--compare: {arm!r} sets no field {name!r}. {near(name, fields)}")
             changes[name] = _value(name, value)
         found[arm] = changes
+    if not found:
+        raise RunError(f"--compare: no arm was given. Known are {', '.join(ARMS)}.")
     return found
 
 
@@ -114,22 +115,27 @@ def compare(
         percent, and "gain", the difference to the first arm with the same seed.
 
     Raises:
-        RunError: OUT is itself a run, or holds runs of another comparison.
+        RunError: OUT is itself a run, or holds runs of another comparison: of other settings, data or weights to start
+            from.
     """
     if (out / "config.json").exists():
         raise RunError(f"{out} holds a single run. Choose another --out.")
     results: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in arms}
-    for seed in seeds:
-        for arm, changes in arms.items():
-            directory = directory_of(out, arm, seed)
-            console.print(f"{arm}, seed {seed}", style="bold", highlight=False)
-            run = replace(config, **changes, seed=seed)
-            begun = (directory / "config.json").exists()
-            results[arm][seed] = finished(directory, run) or train(
-                run, directory, resume=begun, console=console, **options
-            )
-            outcome = summarise(results)
-            write_json(out / "comparison.json", outcome)
+    described = _describer(options.get("download", False))
+    runs = [  # all of them at once: a value that no run can have stops them before the first
+        (arm, replace(config, **changes, seed=seed))
+        for seed in seeds
+        for arm, changes in arms.items()
+    ]
+    for arm, run in runs:
+        directory = directory_of(out, arm, run.seed)
+        console.print(f"{arm}, seed {run.seed}", style="bold", highlight=False)
+        begun = (directory / "config.json").exists()
+        results[arm][run.seed] = finished(directory, run, described) or train(
+            run, directory, resume=begun, console=console, **options
+        )
+        outcome = summarise(results)
+        write_json(out / "comparison.json", outcome)
     curves = {
         arm: [RunDirectory(directory_of(out, arm, seed)).read_metrics() for seed in seeds]
         for arm in arms
@@ -139,14 +145,42 @@ def compare(
     return outcome
 
 
-def finished(directory: Path, config: TrainConfig) -> dict[str, Any] | None:
-    """The result of a run that has ended, None if there is none of this config."""
+Describe = Callable[[TrainConfig], Mapping[str, Any]]  # what the data of a config are
+
+
+def describe_data(config: TrainConfig) -> Mapping[str, Any]:
+    """What the data of a config are, as JSON; they are not fetched."""
+    return open_data(config).described()
+
+
+def finished(
+    directory: Path, config: TrainConfig, described: Describe = describe_data
+) -> dict[str, Any] | None:
+    """The result of a run that has ended, None if there is none of this config, data and weights.
+
+    Raises:
+        DataError, RunError: the data, or the weights that the run starts from, cannot be had.
+    """
     run = RunDirectory(directory)
     if not run.result.exists():
         return None
-    if run.held().get("config") != json.loads(json.dumps(config.identity())):
+    if not run.holds(identity_of(config, described(config))):
         return None  # `train` says what differs
     return read_json(run.result)
+
+
+def _describer(download: bool) -> Describe:
+    """Tell what the data of a config are, opening the same ones once."""
+    known: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+
+    def described(config: TrainConfig) -> Mapping[str, Any]:
+        names = ("data", "num_classes", "channels", "image_size", "hold_out")
+        key = tuple(getattr(config, name) for name in names)
+        if key not in known:
+            known[key] = open_data(config, download).described()
+        return known[key]
+
+    return described
 
 
 def summarise(results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[str, Any]:

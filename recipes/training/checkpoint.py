@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -130,25 +130,100 @@ def set_random_state(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> 
     numpy.random.set_state(("MT19937", tensors["numpy"].numpy().astype("uint32"), *rest["numpy"]))
 
 
-def _split_optimizer(state_dict: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors named "INDEX/KEY", and the rest as JSON."""
-    tensors, scalars = {}, {}
+def split_optimizer(state_dict: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimiser's state as tensors, those of a Parameter named "INDEX/KEY", and the rest as JSON.
+
+    Raises:
+        RunError: it holds a value that is neither.
+    """
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, Any] = {}
     for index, values in state_dict["state"].items():
         for name, value in values.items():
-            (tensors if isinstance(value, Tensor) else scalars)[f"{index}/{name}"] = value
-    return tensors, {"scalars": scalars, "param_groups": state_dict["param_groups"]}
+            if isinstance(value, Tensor):
+                tensors[f"{index}/{name}"] = value
+            else:
+                scalars[f"{index}/{name}"] = _packed(value, tensors, f"{index}/{name}")
+    groups = [
+        {name: _packed(value, tensors, f"group/{i}/{name}") for name, value in group.items()}
+        for i, group in enumerate(state_dict["param_groups"])
+    ]
+    more = {
+        name: _packed(value, tensors, f"more/{name}")
+        for name, value in state_dict.items()
+        if name not in ("state", "param_groups")
+    }
+    laid_out = {name: list(each.stride()) for name, each in tensors.items() if _has_layout(each)}
+    return tensors, {
+        "scalars": scalars,
+        "param_groups": groups,
+        "more": more,
+        "strides": laid_out,
+    }
 
 
-def _join_optimizer(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> dict[str, Any]:
+def _has_layout(tensor: Tensor) -> bool:
+    """Whether its elements lie in memory in another order than a file's, as those of channels-last weights do."""
+    of_a_file = torch.empty(tensor.shape, device="meta").stride()
+    return (
+        tensor.stride() != of_a_file
+        and tensor.stride() == torch.empty_like(tensor, device="meta").stride()
+    )
+
+
+def _in_layout(tensor: Tensor, strides: Sequence[int]) -> Tensor:
+    """A copy whose elements lie in memory as they did: the order in which a norm adds them tells in its last bits."""
+    return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype).copy_(tensor)
+
+
+def _packed(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
+    """A value as JSON, with what JSON has no word for as {kind: content}; tensors go to `tensors`."""
+    if isinstance(value, Tensor):
+        tensors[f"inside/{path}"] = value
+        return {"tensor": f"inside/{path}"}
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, list | tuple):
+        packed = [_packed(each, tensors, f"{path}/{i}") for i, each in enumerate(value)]
+        return packed if isinstance(value, list) else {"tuple": packed}
+    if isinstance(value, bool | int | float | str | None):
+        return value
+    raise RunError(
+        f"The optimiser's state cannot be kept: {path!r} holds a {type(value).__name__}, and a checkpoint tensors, "
+        "numbers and text. Choose another --opt."
+    )
+
+
+def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of `_packed`."""
+    if isinstance(value, list):
+        return [_unpacked(each, tensors) for each in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    return getattr(torch, content) if kind == "dtype" else tuple(_unpacked(content, tensors))
+
+
+def join_optimizer(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `split_optimizer`."""
     state: dict[int, dict[str, Any]] = {}
-    for name, value in [*tensors.items(), *rest["scalars"].items()]:
+    strides = rest.get("strides", {})
+    tensors = dict(tensors) | {name: _in_layout(tensors[name], strides[name]) for name in strides}
+    own = {name: value for name, value in tensors.items() if not name.startswith("inside/")}
+    scalars = {name: _unpacked(value, tensors) for name, value in rest["scalars"].items()}
+    for name, value in (own | scalars).items():
         index, _, key = name.partition("/")
         state.setdefault(int(index), {})[key] = value
     groups = [
-        {k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in group.items()}
+        {name: _unpacked(value, tensors) for name, value in group.items()}
         for group in rest["param_groups"]
     ]
-    return {"state": state, "param_groups": groups}
+    for group in groups:  # tuples of older checkpoints came as lists
+        group |= {k: tuple(v) for k, v in group.items() if isinstance(v, list) and k != "params"}
+    more = {name: _unpacked(value, tensors) for name, value in rest.get("more", {}).items()}
+    return {"state": state, "param_groups": groups} | more
 
 
 def save_checkpoint(
@@ -166,7 +241,7 @@ def save_checkpoint(
         progress: JSON: epochs and steps done, metrics so far.
         average: an average of the weights (EMA).
     """
-    optimizer_tensors, optimizer_rest = _split_optimizer(optimizer.state_dict())
+    optimizer_tensors, optimizer_rest = split_optimizer(optimizer.state_dict())
     random_tensors, random_rest = random_state()
     parts = {
         "weights": model.state_dict(),
@@ -223,7 +298,7 @@ def load_checkpoint(
         check_weights(path, parts["average"], average)
         average.load_state_dict(parts["average"], strict=True)
     model.load_state_dict(parts["weights"], strict=True)
-    optimizer.load_state_dict(_join_optimizer(parts["optimizer"], rest["optimizer"]))
+    optimizer.load_state_dict(join_optimizer(parts["optimizer"], rest["optimizer"]))
     set_random_state(parts["random"], rest["random"])
     return parts["task"], rest["progress"]
 

@@ -182,6 +182,17 @@ class TrainConfig:
             raise RunError(f"max_config maps widths to sizes; {self.max_config!r} came.")
         if self.max_config is not None and (self.ratios or self.coupling == "expand"):
             raise RunError("max_config says how far each width grows: give no ratios or coupling.")
+        for name in ("smoothing", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise RunError(
+                    f"{name} is a number from 0 to below 1; {getattr(self, name)!r} came."
+                )
+        for name in ("mixup", "cutmix", "weight_decay", "alpha", "alpha_end"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise RunError(f"{name} is a finite number from 0 on; {value!r} came.")
+        if not 0 <= self.seed < 2**32:
+            raise RunError(f"seed is a whole number from 0 to {2**32 - 1}; {self.seed!r} came.")
         if self.ema is not None and not 0 < self.ema < 1:
             raise RunError(f"ema is a decay between 0 and 1, e.g. 0.999; {self.ema!r} came.")
         if self.clip_grad is not None and not self.clip_grad > 0:

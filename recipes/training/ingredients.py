@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from timm.task import ClassificationTask, TrainingTask
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -22,6 +22,7 @@ from recipes.netaug import NetAugTask, Sampler
 from recipes.sandwich import SandwichTask
 from recipes.spos.task import SinglePathTask
 from recipes.tinytl import add_lite_residuals, freeze
+from recipes.training.checkpoint import split_optimizer
 from recipes.training.config import TrainConfig
 from recipes.training.growth import kinds_of
 
@@ -92,19 +93,53 @@ def digest(path: Path) -> str:
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """timm's optimiser of that name, over the base's Parameters and, for NetAug, their blocks."""
+    """timm's optimiser of that name, over the base's Parameters and, for NetAug, their blocks.
+
+    Raises:
+        RunError: timm has none of that name or cannot make it here, it needs second derivatives, or no checkpoint can
+            hold its state.
+    """
     if config.opt not in list_optimizers():
         raise RunError(
             f"timm has no optimiser {config.opt!r}. {near(config.opt, list_optimizers())}"
         )
-    return create_optimizer_v2(
-        model,
-        config.opt,
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        filter_bias_and_bn=not config.decay_norms,
-    )
+    if get_optimizer_info(config.opt).second_order:
+        raise RunError(
+            f"--opt {config.opt} needs second derivatives, and a step computes first ones. Choose another --opt."
+        )
+    _refuse_unkept(config)
+    return _new_optimizer(model, config)
+
+
+def _new_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    try:
+        return create_optimizer_v2(
+            model,
+            config.opt,
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            filter_bias_and_bn=not config.decay_norms,
+        )
+    except Exception as error:  # each optimiser asks for its own packages, devices and ranges
+        message = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
+        raise RunError(
+            f"timm cannot make the optimiser {config.opt!r} here: {message}. Choose another --opt."
+        ) from error
+
+
+def _refuse_unkept(config: TrainConfig) -> None:
+    """Raise RunError if a checkpoint cannot hold the state after a step; it shows on a network of four weights."""
+    with torch.random.fork_rng(devices=[]):
+        tried = nn.Linear(2, 2)
+        optimizer = _new_optimizer(tried, config)
+        for parameter in tried.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        try:
+            optimizer.step()
+        except Exception:  # one that steps on a GPU alone: the run will tell
+            return
+    split_optimizer(optimizer.state_dict())
 
 
 def build_task(

@@ -22,7 +22,7 @@ from torch import nn
 
 import netaugfx
 from recipes.augment import key, plain_loader
-from recipes.data import load_data, split
+from recipes.data import Data, load_data, split
 from recipes.errors import LossError, RunError
 from recipes.evaluation import batches, evaluate
 from recipes.netaug import NetAugTask
@@ -49,7 +49,7 @@ from recipes.training.ingredients import (
 from recipes.training.regularise import mix
 from recipes.training.run import Cadence, Done, Run, due, keep, restore, set_up
 from recipes.training.rundir import RunDirectory, readable
-from recipes.training.teaching import netaug_in, teacher_digest
+from recipes.training.teaching import netaug_in, own_parameters, teacher_digest
 
 __all__ = ["Cadence", "TrainConfig", "train"]
 
@@ -103,15 +103,8 @@ def train(
         log_with=tracker,
         project_dir=str(out),
     )
-    given = {name: getattr(config, name) for name in ("num_classes", "channels", "image_size")}
-    data, _ = split(load_data(config.data, **given, download=download), config.hold_out)
-    identity = {"config": config.identity(), "data": data.described()}
-    if config.init is not None:
-        if not Path(config.init).is_file():
-            raise RunError(f"--init {config.init}: there is no such file.")
-        identity["init_sha256"] = digest(Path(config.init))
-    if teacher_digest(config.distill) is not None:
-        identity["teacher_sha256"] = teacher_digest(config.distill)
+    data = open_data(config, download)
+    identity = identity_of(config, data.described())
     directory = RunDirectory(out)
     main = accelerator.is_main_process
     if main:
@@ -138,6 +131,34 @@ def train(
         for each in accelerator.trackers:
             each.finish()
         return finish(run, done.history)
+
+
+def open_data(config: TrainConfig, download: bool = False) -> Data:
+    """The images that a run trains on and is validated with.
+
+    Raises:
+        DataError: they cannot be had.
+    """
+    given = {name: getattr(config, name) for name in ("num_classes", "channels", "image_size")}
+    return split(load_data(config.data, **given, download=download), config.hold_out)[0]
+
+
+def identity_of(config: TrainConfig, described: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a run what it is, as JSON: its config, what its data are, the files of weights that it starts from.
+
+    Args:
+        described: what `Data.described` says.
+
+    Raises:
+        RunError: there is no file `config.init`.
+    """
+    identity = {"config": config.identity(), "data": dict(described)}
+    if config.init is not None:
+        if not Path(config.init).is_file():
+            raise RunError(f"--init {config.init}: there is no such file.")
+        identity["init_sha256"] = digest(Path(config.init))
+    taught = teacher_digest(config.distill)
+    return identity if taught is None else identity | {"teacher_sha256": taught}
 
 
 def train_epoch(run: Run, done: Done) -> None:
@@ -170,7 +191,8 @@ def train_epoch(run: Run, done: Done) -> None:
                 if not math.isfinite(losses["loss"]):
                     raise _loss_error("loss", losses, step, run.directory)
                 if accelerator.sync_gradients and config.clip_grad is not None:
-                    accelerator.clip_grad_norm_(run.model.parameters(), config.clip_grad)
+                    learnt = [*run.model.parameters(), *own_parameters(task)]
+                    accelerator.clip_grad_norm_(learnt, config.clip_grad)
                 run.optimizer.step()
                 run.optimizer.zero_grad()
             done.count += len(labels)

@@ -76,6 +76,10 @@ class RunDirectory:
         """The content of config.json."""
         return read_json(self.config)
 
+    def holds(self, config: Mapping[str, Any]) -> bool:
+        """Whether the run that it holds is this one."""
+        return not _differences(self.held(), dict(config))
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Make the directory and keep other processes out of it; a process that dies lets go.

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from recipes import cli
 from recipes.studies.compare import print_comparison
+from recipes.training import loop
 from tests.recipes.images import make_folder
 
 NET = """
@@ -355,6 +356,28 @@ def test_compare(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(Path("run/comparison.json").read_text()) == found
 
 
+def test_a_comparison_of_changed_weights_or_data_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train("--out", "one") == train("--out", "two", "--seed", "1") == 0
+    first, second = (Path(each, "base.safetensors").read_bytes() for each in ("one", "two"))
+    Path("start.safetensors").write_bytes(first)
+    arms = ("--compare", "baseline,mixup", "--init", "start.safetensors")
+    assert train(*arms) == 0
+    begun: list[Path] = []
+    monkeypatch.setattr(loop, "train_epoch", lambda run, _: begun.append(run.directory.path))
+    assert train(*arms) == 0  # all is done
+    Path("start.safetensors").write_bytes(second)
+    capsys.readouterr()
+    message = r"run/baseline-0 holds another run: init_sha256 is '\w+' there and '\w+' here\. .*"
+    fails(capsys, train(*arms), message)
+    Path("start.safetensors").write_bytes(first)
+    Path("images/train/dog/0001.png").unlink()
+    message = r"run/baseline-0 holds another run: data\.train is 18 there and 17 here\. .*"
+    fails(capsys, train(*arms), message)
+    assert not begun
+
+
 @pytest.mark.parametrize("width", [80, 60])
 def test_a_comparison_tells_its_arms_apart_and_one_seed_from_several(width: int) -> None:
     arms = (
@@ -414,6 +437,26 @@ def test_tensorboard() -> None:
             r"Sequential has no blocks to drop from: .* Leave out dropblock\.",
         ),
         (["--dropout", "0.1"], r"net\.py:net cannot be built with .*'drop_rate'.*"),
+        (["--seed", "-1"], r"seed is a whole number from 0 to 4294967295; -1 came\."),
+        (["--seed", "99999999999"], r"seed is a whole number from 0 to .*; 99999999999 came\."),
+        (["--compare", "baseline", "--seeds", "0,-1"], r"seed is a whole number .*; -1 came\."),
+        (["--mixup", "-1"], r"mixup is a finite number from 0 on; -1\.0 came\."),
+        (["--cutmix", "nan"], r"cutmix is a finite number from 0 on; nan came\."),
+        (["--compare", "baseline,baseline:cutmix=-1"], r"cutmix is .* from 0 on; -1 came\."),
+        (["--smoothing", "1"], r"smoothing is a number from 0 to below 1; 1\.0 came\."),
+        (["--smoothing", "nan"], r"smoothing is a number from 0 to below 1; nan came\."),
+        (["--smoothing", "-0.1"], r"smoothing is a number from 0 to below 1; -0\.1 came\."),
+        (["--momentum", "1"], r"momentum is a number from 0 to below 1; 1\.0 came\."),
+        (["--momentum", "-0.5"], r"momentum is a number from 0 to below 1; -0\.5 came\."),
+        (["--weight-decay", "-1"], r"weight_decay is a finite number from 0 on; -1\.0 came\."),
+        (["--weight-decay", "nan"], r"weight_decay is a finite number from 0 on; nan came\."),
+        (["--method", "netaug", "--alpha", "-1"], r"alpha is .* from 0 on; -1\.0 came\."),
+        (["--method", "netaug", "--alpha", "nan"], r"alpha is .* from 0 on; nan came\."),
+        (["--method", "netaug", "--alpha-end", "-1"], r"alpha_end is .* from 0 on; -1\.0 came\."),
+        (["--method", "netaug", "--alpha-end", "nan"], r"alpha_end is .* from 0 on; nan came\."),
+        (["--channels", "2"], r"Images have 1 channel \(grey\) or 3 \(colour\); channels=2 came\."),
+        (["--compare", ""], r"--compare: no arm was given\. Known are baseline, netaug, .*\."),
+        (["--opt", "adahessian"], r"--opt adahessian needs second derivatives, .*"),
     ],
     ids=str,
 )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -152,6 +154,24 @@ def test_other_options(tmp_path: Path) -> None:
         "scheme": None,
     }
     assert {name: config["distill"][name] for name in expected} == expected
+
+
+def test_what_objectives_learn_is_clipped_with_the_student(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms = []
+    clip = Accelerator.clip_grad_norm_
+
+    def clipped(accelerator: Accelerator, *arguments: Any) -> None:
+        clip(accelerator, *arguments)
+        (optimizer,) = accelerator._optimizers
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        norms.append(torch.nn.utils.get_total_norm(p.grad for p in held if p.grad is not None))
+
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", clipped)
+    assert distill(tmp_path / "run", "--objective", "fitnet", "--clip-grad", "0.001") == 0
+    assert norms
+    assert max(norms) <= 0.00101
 
 
 def test_a_teacher_by_name_and_file(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import netaugfx
-from netaugfx.errors import InputError
+from netaugfx.errors import InputError, PlanError
 from recipes import losses
 from recipes.adapters import Contrast
 from recipes.distill import DistillTask
@@ -546,6 +546,16 @@ def test_sandwich(wide: netaugfx.WideModel, batch: Batch) -> None:
     other = SandwichTask(copy.deepcopy(wide), F.cross_entropy, seed=1)
     other.load_task_state(task.get_task_state())
     assert torch.equal(other.generator.get_state(), task.generator.get_state())
+
+
+def test_the_sandwich_rule_with_one_kind(wide: netaugfx.WideModel, batch: Batch) -> None:
+    task = SandwichTask(wide, F.cross_entropy, kinds="stream")
+    assert task.kinds == ("stream",)
+    assert torch.isfinite(task(*batch)["loss"])
+    with pytest.raises(
+        PlanError, match=r"No width has the kind 'steam'; kinds are stream and inner"
+    ):
+        SandwichTask(wide, F.cross_entropy, kinds=("steam",))
 
 
 def test_bad_input(wide: netaugfx.WideModel, teacher: nn.Module, batch: Batch) -> None:

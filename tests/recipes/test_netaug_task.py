@@ -157,6 +157,33 @@ def test_only_the_given_kinds_grow(
     assert "augmented_loss" not in task(*batch)
 
 
+def test_kinds_are_checked_whenever_they_are_set(
+    wide: netaugfx.WideModel, batch: tuple[Tensor, Tensor]
+) -> None:
+    task = NetAugTask(wide, F.cross_entropy, kinds="stream")
+    assert task.kinds == ("stream",)
+    task.kinds = "inner"
+    assert task.kinds == ("inner",)
+    assert "augmented_loss" in task(*batch)
+    unknown = r"No width has the kind 'steam'; kinds are stream and inner\."
+    with pytest.raises(PlanError, match=unknown):
+        task.kinds = ("stream", "steam")
+    with pytest.raises(PlanError, match=r"kinds must be among stream and inner; None came\."):
+        task.kinds = None
+    assert task.kinds == ("inner",)
+    with pytest.raises(PlanError, match=unknown):
+        NetAugTask(wide, F.cross_entropy, kinds=("steam",))
+
+
+def test_a_sampler_that_gives_the_base_alone_is_refused(
+    wide: netaugfx.WideModel, batch: tuple[Tensor, Tensor]
+) -> None:
+    task = NetAugTask(wide, sampler=lambda w, g, kinds: w.sample(g, kinds=kinds, budget=1.0))
+    message = r"The sampler gave the base's own config 1,000 times in a row.* or set kinds=\(\)"
+    with pytest.raises(InputError, match=message):
+        task(*batch)
+
+
 def test_evaluation_sees_the_base(wide: netaugfx.WideModel, batch: tuple[Tensor, Tensor]) -> None:
     task = NetAugTask(wide, F.cross_entropy)
     task(*batch)["loss"].backward()

@@ -72,6 +72,9 @@ def test_an_optimiser_made_before_widen_is_refused(batches: list[tuple[Tensor, T
     other = nn.Linear(2, 2)  # another network, trained beside it, is none of its business
     other(torch.ones(1, 2)).sum().backward()
     torch.optim.AdamW(other.parameters()).step()
+    torch.optim.SGD(nn.Linear(2, 2).parameters()).step()  # nor is one that has no gradients yet
+    with pytest.raises(InputError, match=r"SGD holds none of the 12 Parameters"):
+        torch.optim.SGD(list(model.parameters())[2:]).step()  # some of the model's
     sgd(task).step()
     del task
     gc.collect()
@@ -224,6 +227,24 @@ def test_lightning(batches: list[tuple[Tensor, Tensor]], tmp_path: Path) -> None
     same_weights(second.task, by_hand)
     names = set(second.state_dict())
     assert names == {f"wide.{name}" for name in fresh.state_dict()}  # each once
+
+
+def test_lightning_moves_the_criterion(
+    batches: list[tuple[Tensor, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lightning")
+    from recipes.lightning import NetAugModule
+
+    images, labels = batches[0]
+    wide = task_of(plain().float(), images.float()).wide
+    weight = torch.tensor([1.0, 2.0, 3.0])
+    options = {"criterion": nn.CrossEntropyLoss(weight=weight), "seed": 3}
+    module = NetAugModule(wide, torch.optim.SGD, **options).double()
+    monkeypatch.setattr(module, "log_dict", lambda _: None)  # which needs a Trainer
+    by_hand = NetAugTask(wide, lambda y, t: F.cross_entropy(y, t, weight.double()), seed=3)
+    assert torch.equal(module.training_step((images, labels), 0), by_hand(images, labels)["loss"])
+    assert {name.partition(".")[0] for name in module.state_dict()} == {"wide", "criterion"}
+    assert len(list(module.parameters())) == len(list(wide.parameters()))
 
 
 def test_what_timm_does_with_a_task(batches: list[tuple[Tensor, Tensor]]) -> None:

@@ -20,7 +20,7 @@ from recipes.augment import build_transforms
 from recipes.data import load_data
 from recipes.errors import LossError, RunError
 from recipes.models import build_model
-from recipes.training import checkpoint
+from recipes.training import checkpoint, ingredients, loop
 from recipes.training import run as runs
 from recipes.training.config import TrainConfig
 from recipes.training.loop import train
@@ -207,6 +207,77 @@ def test_a_crash_at_a_write_is_resumed_exactly(
             quiet(config, out, resume=True)
         assert outcome(out) == expected, f"stopped at write {stop}"
     assert stop > 8
+
+
+@pytest.mark.parametrize("opt", ["lamb", "adafactorbv"])
+def test_what_an_optimiser_keeps_beside_tensors_of_weights_is_resumed_exactly(
+    opt: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step as a tensor, a dtype; and norms, which see the layout of channels-last weights in memory."""
+    config = replace(small_config(files, "netaug"), opt=opt, lr=0.01, channels_last=True, epochs=2)
+    quiet(config, tmp_path / "whole")
+    keep = loop.keep
+
+    def keep_and_die(*arguments: Any) -> None:
+        keep(*arguments)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "keep", keep_and_die)
+        with pytest.raises(Killed):
+            quiet(config, tmp_path / "stopped")
+    quiet(config, tmp_path / "stopped", resume=True)
+    assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
+
+
+def test_an_optimisers_state_is_split_and_joined_as_it_was() -> None:
+    """As kron's: lists of tensors, tuples in tuples, and a random state beside the groups."""
+    one, two = torch.rand(3, 4, 2, 2).to(memory_format=torch.channels_last), torch.rand(2).double()
+    held = {
+        "state": {0: {"Q": [one, two], "exprs": ("a", ("b", None)), "mean": one}, 3: {"step": 2}},
+        "param_groups": [{"params": [0, 3], "betas": (0.9, 0.99), "dtype": torch.bfloat16}],
+        "rng_state": (3, (1, 2), None),
+    }
+    tensors, rest = checkpoint.split_optimizer(held)
+    tensors, rest = checkpoint.own_storage(tensors), json.loads(json.dumps(rest))
+    joined = checkpoint.join_optimizer(tensors, rest)
+    first = joined["state"][0]
+    for found, expected in ((first["Q"][0], one), (first["Q"][1], two), (first["mean"], one)):
+        assert found.dtype == expected.dtype
+        assert found.stride() == expected.stride()
+        assert torch.equal(found, expected)
+    assert isinstance(first["Q"], list)
+    for name in ("Q", "mean"):
+        del first[name], held["state"][0][name]
+    assert joined == held
+    older = {"scalars": {"0/step": 2}, "param_groups": [{"params": [0], "betas": [0.9, 0.99]}]}
+    joined = checkpoint.join_optimizer({"0/mean": two}, older)
+    assert joined["param_groups"] == [{"params": [0], "betas": (0.9, 0.99)}]
+    assert joined["state"] == {0: {"mean": two, "step": 2}}
+
+
+def test_optimisers_that_no_run_can_use(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, out = small_config(files, "baseline"), tmp_path / "run"
+    with pytest.raises(RunError, match=r"--opt adahessian needs second derivatives.*another --opt"):
+        quiet(replace(config, opt="adahessian"), out)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RunError, match=r"timm cannot make the optimiser 'fusedlamb' here: \w+: .*"):
+        quiet(replace(config, opt="fusedlamb"), out)
+
+    class Odd(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            self.state[self.param_groups[0]["params"][0]]["rule"] = print
+
+    monkeypatch.setattr(
+        ingredients, "create_optimizer_v2", lambda model, *_, **__: Odd(model.parameters())
+    )
+    with pytest.raises(
+        RunError, match=r"'0/rule' holds a builtin_function_or_method, and .* --opt"
+    ):
+        quiet(config, out)
+    assert not out.exists()
 
 
 def test_a_finished_run_resumes_to_the_same(config: TrainConfig, tmp_path: Path) -> None:
