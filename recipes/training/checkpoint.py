@@ -209,7 +209,7 @@ def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 def join_optimizer(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `split_optimizer`."""
     state: dict[int, dict[str, Any]] = {}
-    strides = rest.get("strides", {})
+    strides = rest["strides"]
     tensors = dict(tensors) | {name: _in_layout(tensors[name], strides[name]) for name in strides}
     own = {name: value for name, value in tensors.items() if not name.startswith("inside/")}
     scalars = {name: _unpacked(value, tensors) for name, value in rest["scalars"].items()}
@@ -220,9 +220,7 @@ def join_optimizer(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> di
         {name: _unpacked(value, tensors) for name, value in group.items()}
         for group in rest["param_groups"]
     ]
-    for group in groups:  # tuples of older checkpoints came as lists
-        group |= {k: tuple(v) for k, v in group.items() if isinstance(v, list) and k != "params"}
-    more = {name: _unpacked(value, tensors) for name, value in rest.get("more", {}).items()}
+    more = {name: _unpacked(value, tensors) for name, value in rest["more"].items()}
     return {"state": state, "param_groups": groups} | more
 
 
