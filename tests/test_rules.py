@@ -179,6 +179,18 @@ def written_out(x: Tensor) -> Tensor:
     return x * torch.add(y, 1, out=torch.empty_like(y))
 
 
+def behind_fixed(x: Tensor, y: Tensor) -> Tensor:
+    """Two channels that stay, and six that grow behind them, whose place is counted from the end."""
+    both = torch.cat([torch.arange(2).to(x)[:, None, None] * y, x], 1)
+    parts = (
+        both[:, :-6].sum(1, True),
+        both[:, -6:],
+        both.tensor_split([-6], 1)[1],
+        both.narrow(1, -6, 6),
+    )
+    return sum(parts[1:], start=parts[0])
+
+
 class Table(nn.Module):
     """Words become channels, and are compared with what comes in."""
 
@@ -212,6 +224,18 @@ class Doubled(nn.ConvTranspose2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv_transpose2d(x, self.weight * 2.0)
+
+
+class Upsampled(nn.Module):
+    """A transposed convolution to the size of another map."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(6, 6, 3, 2, 1, **options)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        first, second = self.up(x, y.size()), self.up(x, [7, y.shape[-1]])
+        return first + F.pad(second, (0, 0, 0, 1))
 
 
 class Standardised(nn.Conv2d):
@@ -295,6 +319,8 @@ class Eca(nn.Module):
 LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
     "add": (torch.add, (X, Y), 1),
     "gate": (lambda x, y: x * y.mean((2, 3), keepdim=True).sigmoid(), (X, Y), 1),
+    "extremes along channels": (lambda x: x - x.min(1, True)[0] + x.median(dim=1, keepdim=True).values, (X,), 1),
+    "extremes along space": (lambda x: x.max(2)[1] * x.min(dim=3).indices * x.mean((2, 3))[..., None], (X,), 1),
     "mean over channels": (lambda x: x - x.mean(1, keepdim=True), (X,), 1),
     "var over channels": (lambda x: x / (1 + x.var(dim=1, keepdim=True)), (X,), 1),
     "max over channels": (lambda x: x * x.max(1, keepdim=True).values.sigmoid(), (X,), 1),
@@ -315,6 +341,8 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
     "depthwise, multiplier 2": (nn.Conv2d(6, 12, 3, groups=6), (X,), 1),
     "transposed convolution": (nn.ConvTranspose2d(6, 4, 2, 2), (X,), 1),
     "transposed, depthwise": (nn.ConvTranspose2d(6, 6, 2, 2, groups=6), (X,), 1),
+    "transposed to a size": (Upsampled(), (X, torch.randn(2, 6, 8, 8)), 1),
+    "transposed to a size, depthwise": (Upsampled(groups=6), (X, torch.randn(2, 6, 8, 8)), 1),
     "concatenation": (lambda x, y: torch.cat([x, y], 1), (X, Y), 1),
     "stack and sum": (lambda x, y: torch.stack([x, y], 1).sum(1), (X, Y), 1),
     "halves": (lambda x: torch.mul(*x.chunk(2, 1)), (X,), 1),
@@ -330,6 +358,11 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
     "flatten two": (lambda x, y: (x[:, :, None] * y[:, None]).flatten(1), (ROW, ROW), 1),
     "unflatten": (lambda x: x.unflatten(1, (2, 3)).flatten(1, 2), (X,), 1),
     "reshape as another": (lambda x, y: x.flatten(2).reshape_as(y), (X, Y), 1),
+    "reshape to another's shape": (lambda x, y: x.flatten(2).reshape(y.shape), (X, Y), 1),
+    "view of another's size": (lambda x, y: x.flatten(1).view(y.size()), (X, Y), 1),
+    "a part of another's shape": (lambda x, y: x.flatten(0, 1).unflatten(0, y.shape[:2]), (X, Y), 1),
+    "expanded to another's shape": (lambda x, y: x.mean((2, 3), keepdim=True).expand(y.shape), (X, Y), 1),
+    "norm over another's shape": (lambda x, y: F.layer_norm(x, y.shape[2:]), (TOKENS, TOKENS), -1),
     "zero channels": (lambda x: F.pad(x, (0, 0, 0, 0, 1, 2)), (X,), 1),
     "repeat_interleave": (lambda x: x.repeat_interleave(2, 1), (X,), 1),
     "repeat": (lambda x: x.repeat(1, 2, 1, 1), (X,), 1),
@@ -351,6 +384,9 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
     # parts
     "narrow": (lambda x: x.narrow(1, 1, 3), (X,), 1),
     "narrow, by keyword": (lambda x: torch.narrow(x, dim=-3, start=-4, length=3), (X,), 1),
+    "slice beyond the end": (lambda x: x[:, :16] * x[:, -16:10] * x[:, -6:], (X,), 1),
+    "narrow from the end": (lambda x: x.narrow(1, -6, 6), (X,), 1),
+    "places from the end, behind what stays": (behind_fixed, (X, ONE), 1),
     "cut in two": (lambda x: torch.cat(torch.tensor_split(x, 2, dim=1)[::-1], 1), (X,), 1),
     "cut by a number": (lambda x: torch.cat(x.tensor_split(x.shape[1] // 3, 1)[::-1], 1), (X,), 1),
     "chunks by a number": (lambda x: torch.cat(x.chunk(x.shape[1] // 3, 1)[::-1], 1), (X,), 1),
@@ -502,6 +538,7 @@ BESIDE = {
     "zero channels": ("no Parameter makes these channels",) * 2,
     "padded by its own number": ("no Parameter makes these channels",),
     "zeros beside, twice": ("no Parameter makes these channels",) * 2,
+    "places from the end, behind what stays": ("mul() repeats it along",),
     "one channel, expanded": ("expand() repeats it",),
     "one channel, expanded as": ("expand_as() repeats it",),
     "one channel, repeated": ("repeat() repeats it",),
@@ -543,6 +580,9 @@ PINNED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "topk": (lambda x: torch.topk(x, 3, dim=1)[0], "topk() ranks its elements"),
     "argmax": (lambda x: x * x.argmax(1, keepdim=True), "argmax() ranks its elements"),
     "argmax of all": (lambda x: x * torch.argmax(x), "argmax() ranks its elements"),
+    "where the largest is": (lambda x: x * x.max(1, keepdim=True)[1], "max() ranks its elements"),
+    "where the median is": (lambda x: x * torch.median(x, dim=1, keepdim=True).indices, "median() ranks its elements"),
+    "where the least is": (lambda x: torch.mul(*x.min(-3, True)) * x, "min() ranks its elements"),
     "an element": (lambda x: x * x[:, 0:][:, [0]][:, 0, None], "picks channels of it by their numbers"),
     "one element": (lambda x: x * x[:, 1, None], "takes one element of it"),
     "list": (lambda x: x[:, [0, 2]], "getitem() picks channels of it by their numbers"),

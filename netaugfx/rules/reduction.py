@@ -69,12 +69,16 @@ def _dims(x: Typed, dim: Any) -> set[int]:
 
 @register_rule(*everywhere(["max", "min", "median", "nanmedian", "maximum", "minimum"]))
 def extreme(op: Op) -> Any:
-    """Along an axis (values and indices), of two tensors, or of all elements."""
+    """Along an axis (values and indices, which rank its elements), of two tensors, or of all elements."""
     if isinstance(op.result, Tensor):
         if len(op.tensors) == 2:
             return op.broadcast(*op.tensors)
         op.mixed(*op.tensors[0].axes)
         return ()
+    if 1 in op.used:
+        x = op.tensors[0]
+        dims = _dims(x, op.bind("input", "dim")["dim"])
+        op.pin(*(x.axes[d] for d in dims), why="ranks its elements")
     return _reduced(op, "input", "dim", "keepdim")
 
 

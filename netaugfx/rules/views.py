@@ -34,10 +34,17 @@ def view(op: Op) -> tuple[OpenAxis, ...]:
     if any(isinstance(a, torch.dtype) for a in op.args[1:]) or set(op.kwargs) - {"shape", "size"}:
         raise NoRule
     given, paths = op.sizes("shape" if "shape" in op.kwargs else "size")
-    open_ = [p in op.derived or n == -1 for p, n in zip(paths, given, strict=True)]
-    axes = regroup(op, x.axes, list(op.result.shape), open_)
+    axes = regroup(op, x.axes, list(op.result.shape), _open(op, given, paths))
     _count(op, axes, given, paths)
     return axes
+
+
+def _open(op: Op, given: Sequence[Any], paths: Sequence[Path]) -> list[bool]:
+    """Return which lengths are no literals; in a shape that is given whole, those of axes that grow."""
+    return [
+        p in op.derived or n == -1 or elastic(op.lengths.get(p, ()))
+        for p, n in zip(paths, given, strict=True)
+    ]
 
 
 def _count(op: Op, axes: Sequence[OpenAxis], given: Sequence[Any], paths: Sequence[Path]) -> None:
@@ -203,8 +210,8 @@ def unflatten(op: Op) -> tuple[OpenAxis, ...]:
     dim = a["dim"] % len(x.axes)
     at = op.path("sizes", "input", "dim", "sizes")
     paths: list[Path] = [(*at, i) for i in range(len(sizes))]
-    open_ = [p in op.derived or n == -1 for p, n in zip(paths, sizes, strict=True)]
-    axes = _group(op, [x.axes[dim]], op.result.shape[dim : dim + len(sizes)], open_)
+    shape = op.result.shape[dim : dim + len(sizes)]
+    axes = _group(op, [x.axes[dim]], shape, _open(op, sizes, paths))
     _count(op, axes, sizes, paths)
     return (*x.axes[:dim], *axes, *x.axes[dim + 1 :])
 
