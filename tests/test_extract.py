@@ -86,6 +86,31 @@ def test_kernels_of_each_sample_at_any_batch_size(traced: int) -> None:
         assert torch.equal(wide(*inputs), wide.base(*inputs))
 
 
+class ByChannel(nn.Module):
+    """Pools each channel of each image by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        b, c, h, w = x.shape
+        x = F.max_pool2d(x.reshape(b * c, 1, h, w), 3, 1, 1)
+        return self.head(x.reshape(b, c, h, w))
+
+
+@pytest.mark.parametrize("traced", [1, 2])
+def test_channels_merged_with_the_batch_at_any_batch_size(traced: int) -> None:
+    wide = netaugfx.widen(ByChannel(), example_inputs=X[:1].repeat(traced, 1, 1, 1))
+    assert set(wide.widths) == {"stem"}
+    images = [torch.randn(batch, 3, 8, 8) for batch in (1, 2, 5)]
+    subnet = [wide.at(wide.max_config)(x) for x in images]
+    network = netaugfx.extract(wide, wide.max_config)
+    for x, y in zip(images, subnet, strict=True):
+        assert torch.equal(network(x), y)
+
+
 class CountsItsBatches(nn.Module):
     """A batch norm that averages over all batches, a decision by a length, and a channel count in a view."""
 

@@ -191,6 +191,18 @@ def behind_fixed(x: Tensor, y: Tensor) -> Tensor:
     return sum(parts[1:], start=parts[0])
 
 
+def gated_in_place(x: Tensor) -> Tensor:
+    gate = (x * 2).mean((2, 3))
+    gate.t_().t_()
+    gate.unsqueeze_(-1).transpose_(1, 2).swapaxes_(1, 2).squeeze_(-1)
+    gate.unsqueeze_(-1)
+    return x * gate.unsqueeze_(-1).sigmoid()
+
+
+def mean_by_hand(x: Tensor) -> Tensor:
+    return x * (x.sum((2, 3), keepdim=True) / x.shape[2:].numel() + x.size()[1:2].numel() ** -0.5)
+
+
 class Table(nn.Module):
     """Words become channels, and are compared with what comes in."""
 
@@ -433,6 +445,8 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
     "interleaved by a number": (lambda x: x.repeat_interleave(x.shape[1] // 3, dim=1), (X,), 1),
     "tile": (lambda x: x.tile(2, 1, 1), (X,), 1),
     "reshape by keyword": (lambda x: torch.reshape(x, shape=(2, 2, -1, 4, 4)).flatten(1, 2), (X,), 1),
+    "shapes changed in place": (gated_in_place, (X,), 1),
+    "numbers of elements": (mean_by_hand, (X,), 1),
     "zeros beside": (zeros_beside, (X,), 1),
     "zeros beside, as another": (lambda x, y: x + F.pad(y, (0, 0, 0, 0, 2, 1), value=0.5), (X, X[:, :3]), 1),
     "zeros beside, in one dimension": (lambda x, y: x + F.pad(y, [0, 0, 0, 2]), (MAP1, MAP1[:, :4]), 1),

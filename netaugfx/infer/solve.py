@@ -87,7 +87,7 @@ class Solver:
         # where new elements are laid, they, and what they are laid beside
         self.beside: list[tuple[str, OpenAxis, OpenAxis]] = []
         self.numbers: list[tuple[str, list[OpenAxis], OpenAxis]] = []
-        self.computed: list[tuple[fx.Node, Typing, Path, list[OpenAxis]]] = []
+        self.computed: list[tuple[fx.Node, Typing, Path, Mapping[fx.Node, Any]]] = []
         self.claims: list[Claim] = []
         self.asserted: list[tuple[fx.Node, Mapping[fx.Node, Any]]] = []
         self.opaque: dict[str, str] = {}
@@ -261,9 +261,8 @@ class Solver:
         for path, (before, of) in op.places.items():
             typing.numbers.setdefault(node, {})[path] = (length(before), [of], before)
         for path in op.counts:
-            source = argument(node, path) if path in op.computed else None
-            if isinstance(source, fx.Node):
-                self.computed.append((node, typing, path, axes_read(source, typed)))
+            if path in op.computed and isinstance(argument(node, path), fx.Node):
+                self.computed.append((node, typing, path, typed))
         return _join(value, axes), op.counts
 
     def _call(self, call: Call, value: Any, node: fx.Node, typing: Typing) -> Any:
