@@ -660,8 +660,6 @@ PINNED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "transformed": (lambda x: torch.fft.fft(x, dim=1).real, "fft_fft() transforms it"),
     "transformed with others": (lambda x: torch.fft.irfftn(torch.fft.rfftn(x)), "fft_rfftn() transforms it"),
     "halves exchanged": (lambda x: torch.fft.fftshift(x), "fft_fftshift() transforms it"),
-    "two parts": (lambda x: torch.view_as_complex(x.unflatten(1, (3, -1)).movedim(2, -1).contiguous()).abs(),
-                  "view_as_complex() takes it for numbers of two parts"),
     "turned": (lambda x: torch.rot90(x), "rot90() turns it"),
     "a diagonal": (lambda x: x.diagonal(0, 1, 2)[:, None], "diagonal() takes a diagonal of it"),
     "a triangle": (lambda x: x.movedim(1, -1).tril().movedim(-1, 1), "tril() takes a triangle of it"),
@@ -736,6 +734,11 @@ def test_what_may_not_grow_is_pinned_and_says_why(name: str) -> None:
         check_rule(operator, X)
     text = re.sub(r" \(test_rules.py:\d+\)", "", str(raised.value))
     assert why in text, text
+
+
+def test_channels_that_are_parts_of_numbers_are_pinned() -> None:
+    with pytest.raises(netaugfx.RuleError, match=r"view_as_complex\(\).* takes it for numbers of"):
+        check_rule(lambda x: torch.view_as_complex(x).abs(), torch.randn(2, 5, 2), channel=-1)
 
 
 # channels where space is meant, in one dimension and in three
