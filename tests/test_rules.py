@@ -408,7 +408,7 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
     "flatten a map": (lambda x: x.flatten(1), (X,), 1),
     "flatten by a module": (nn.Flatten(1), (X,), 1),
     "unflatten by a module": (nn.Sequential(nn.Unflatten(1, (2, 3)), nn.Flatten(1, 2)), (X,), 1),
-    "ravelled": (lambda x: x * x.mean().ravel(), (X,), 1),
+    "ravelled": (lambda x: x * x[:1].mean((2, 3)).ravel()[:, None, None], (X,), 1),
     "flatten two": (lambda x, y: (x[:, :, None] * y[:, None]).flatten(1), (ROW, ROW), 1),
     "unflatten": (lambda x: x.unflatten(1, (2, 3)).flatten(1, 2), (X,), 1),
     "reshape as another": (lambda x, y: x.flatten(2).reshape_as(y), (X, Y), 1),
