@@ -199,6 +199,10 @@ def flags(x: Tensor) -> Tensor:
     return x * chosen
 
 
+def two_shuffled(x: Tensor) -> Tensor:
+    return x.view(x.shape[0], 2, -1, *x.shape[2:]).transpose(1, 2).reshape(x.shape)
+
+
 def gated_in_place(x: Tensor) -> Tensor:
     gate = (x * 2).mean((2, 3))
     gate.t_().t_()
@@ -412,6 +416,8 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
     "flatten two": (lambda x, y: (x[:, :, None] * y[:, None]).flatten(1), (ROW, ROW), 1),
     "unflatten": (lambda x: x.unflatten(1, (2, 3)).flatten(1, 2), (X,), 1),
     "reshape as another": (lambda x, y: x.flatten(2).reshape_as(y), (X, Y), 1),
+    "shuffle to its own shape": (lambda x: x.view(2, 3, 2, 4, 4).transpose(1, 2).reshape(x.shape), (X,), 1),
+    "shuffle of two to their shape": (lambda x, y: two_shuffled(torch.cat([x, y], 1)), (X, Y), 1),
     "reshape to another's shape": (lambda x, y: x.flatten(2).reshape(y.shape), (X, Y), 1),
     "view of another's size": (lambda x, y: x.flatten(1).view(y.size()), (X, Y), 1),
     "a part of another's shape": (lambda x, y: x.flatten(0, 1).unflatten(0, y.shape[:2]), (X, Y), 1),

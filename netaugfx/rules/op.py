@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..unify import OpenAxis, elastic, fixed, free, pin, resolve, settle, unify, why
+from ..unify import OpenAxis, elastic, fixed, free, pin, resolve, same_length, settle, unify, why
 
 Path = tuple[
     str | int, ...
@@ -171,11 +171,12 @@ class Op:
     def count(self, path: Path, axis: OpenAxis) -> None:
         """Say that the argument at `path` is the length of `axis`, to be replaced where it grows.
 
-        A length inside an argument that the graph computes whole (`x.shape`) follows by itself: it is the same axis.
+        A length inside an argument that the graph computes whole (`x.shape`) follows by itself: where the axis that it
+        is read of could grow by another number, they are the same.
         """
         if not self._within_computed(path):
             self.counts[path] = axis
-        elif path in self.lengths:
+        elif path in self.lengths and not same_length(self.lengths[path], axis):
             self.unify(self.lengths[path], axis)
 
     def place(self, path: Path, before: OpenAxis, of: OpenAxis) -> None:
