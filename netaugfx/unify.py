@@ -8,6 +8,7 @@ where a variable may also be cut into a sum or refined into a product.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from math import gcd, prod
 
@@ -101,6 +102,21 @@ def length_at(axis: OpenAxis, sizes: Mapping[Var, int]) -> int:
         prod(f if isinstance(f, int) else sizes.get(f, f.size) for f in segment)
         for segment in resolve(axis)
     )
+
+
+def same_length(a: OpenAxis, b: OpenAxis) -> bool:
+    """Return whether two axes are as long as each other whatever the sizes of their variables."""
+    return _terms(a) == _terms(b)
+
+
+def _terms(axis: OpenAxis) -> Counter[tuple[int, ...]]:
+    """Return the length of an axis as a sum: how often each product of variables occurs, these by their orders."""
+    terms: Counter[tuple[int, ...]] = Counter()
+    for segment in resolve(axis):
+        growing = [f for f in segment if isinstance(f, Var) and f.reason is None]
+        number = prod(f if isinstance(f, int) else f.size for f in segment if f not in growing)
+        terms[tuple(sorted(v.order for v in growing))] += number
+    return terms
 
 
 def _length(segment: OpenSegment) -> int:

@@ -47,6 +47,32 @@ def test_an_extracted_graph_refuses_inputs_that_go_another_way() -> None:
         network(torch.randn(2, 3, 48, 48))
 
 
+class ToSize(nn.Module):
+    """Its forward holds channel counts, and brings a map back to the image's size, odd or even."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(3, 8, 3, 2, 1), nn.ConvTranspose2d(8, 8, 3, 2, 1)
+        self.head = nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.down(x)
+        y = y.view(-1, 2, 4, *y.shape[2:]).transpose(1, 2).reshape(-1, 8, *y.shape[2:])
+        return self.head(self.up(y, output_size=x.size()))
+
+
+def test_a_transposed_convolution_to_a_size_follows_other_images() -> None:
+    wide = netaugfx.widen(ToSize(), example_inputs=X)
+    network = pickle.loads(pickle.dumps(netaugfx.extract(wide, wide.max_config)))
+    assert isinstance(network, torch.fx.GraphModule)
+    assert "netaugfx" not in network.code
+    for side in (32, 31, 18):
+        x = torch.randn(3, 3, side, side)
+        assert network(x).shape == (3, 5, side, side)
+        assert torch.equal(network(x), wide.at(wide.max_config)(x))
+    wide.macs(wide.max_config)
+
+
 @pytest.mark.parametrize("traced", [1, 2])
 def test_kernels_of_each_sample_at_any_batch_size(traced: int) -> None:
     case = next(case for case in CASES if case.name == "expert convs")
@@ -58,6 +84,31 @@ def test_kernels_of_each_sample_at_any_batch_size(traced: int) -> None:
         inputs = case.inputs(batch=batch)
         assert torch.equal(network(*inputs), wide.at(config)(*inputs))
         assert torch.equal(wide(*inputs), wide.base(*inputs))
+
+
+class ByChannel(nn.Module):
+    """Pools each channel of each image by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        b, c, h, w = x.shape
+        x = F.max_pool2d(x.reshape(b * c, 1, h, w), 3, 1, 1)
+        return self.head(x.reshape(b, c, h, w))
+
+
+@pytest.mark.parametrize("traced", [1, 2])
+def test_channels_merged_with_the_batch_at_any_batch_size(traced: int) -> None:
+    wide = netaugfx.widen(ByChannel(), example_inputs=X[:1].repeat(traced, 1, 1, 1))
+    assert set(wide.widths) == {"stem"}
+    images = [torch.randn(batch, 3, 8, 8) for batch in (1, 2, 5)]
+    subnet = [wide.at(wide.max_config)(x) for x in images]
+    network = netaugfx.extract(wide, wide.max_config)
+    for x, y in zip(images, subnet, strict=True):
+        assert torch.equal(network(x), y)
 
 
 class CountsItsBatches(nn.Module):

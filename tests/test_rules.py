@@ -179,6 +179,62 @@ def written_out(x: Tensor) -> Tensor:
     return x * torch.add(y, 1, out=torch.empty_like(y))
 
 
+def behind_fixed(x: Tensor, y: Tensor) -> Tensor:
+    """Two channels that stay, and six that grow behind them, whose place is counted from the end."""
+    both = torch.cat([torch.arange(2).to(x)[:, None, None] * y, x], 1)
+    parts = (
+        both[:, :-6].sum(1, True),
+        both[:, -6:],
+        both.tensor_split([-6], 1)[1],
+        both.narrow(1, -6, 6),
+    )
+    return sum(parts[1:], start=parts[0])
+
+
+def flags(x: Tensor) -> Tensor:
+    chosen = x > 0
+    chosen &= x < 1
+    chosen |= x < -1
+    chosen ^= x < -2
+    return x * chosen
+
+
+def two_shuffled(x: Tensor) -> Tensor:
+    return x.view(x.shape[0], 2, -1, *x.shape[2:]).transpose(1, 2).reshape(x.shape)
+
+
+def gated_in_place(x: Tensor) -> Tensor:
+    gate = (x * 2).mean((2, 3))
+    gate.t_().t_()
+    gate.unsqueeze_(-1).transpose_(1, 2).swapaxes_(1, 2).squeeze_(-1)
+    gate.unsqueeze_(-1)
+    return x * gate.unsqueeze_(-1).sigmoid()
+
+
+def mean_by_hand(x: Tensor) -> Tensor:
+    return x * (x.sum((2, 3), keepdim=True) / x.shape[2:].numel() + x.size()[1:2].numel() ** -0.5)
+
+
+def along_channels(x: Tensor) -> Tensor:
+    """Four filters for each channel, the same for all."""
+    filters = torch.arange(16.0).view(4, 1, 2, 2).to(x).sin()
+    alike = filters[:1, 0].repeat(x.shape[1], 1, 1, 1)
+    many = F.conv2d(x, filters.repeat(x.shape[1], 1, 1, 1), groups=x.shape[1])
+    return many * F.conv2d(x, alike, groups=x.shape[1]).repeat_interleave(4, 1)
+
+
+def spectrum(x: Tensor) -> Tensor:
+    y = torch.fft.rfft2(x, norm="ortho")
+    y = torch.fft.ifftshift(torch.fft.fftshift(y, dim=(2, 3)), (-2, -1))
+    return torch.fft.irfft2(y * 2.0, s=x.shape[-2:], norm="ortho") + torch.fft.fft(x).imag
+
+
+def complex_numbers(x: Tensor) -> Tensor:
+    y = torch.polar(x.abs(), x) * torch.complex(x, x)
+    z = torch.view_as_complex(torch.view_as_real(y))
+    return torch.view_as_real(z).sum(-1) + z.abs() + torch.angle(z) + torch.real(z) * torch.imag(z)
+
+
 class Table(nn.Module):
     """Words become channels, and are compared with what comes in."""
 
@@ -214,6 +270,18 @@ class Doubled(nn.ConvTranspose2d):
         return F.conv_transpose2d(x, self.weight * 2.0)
 
 
+class Upsampled(nn.Module):
+    """A transposed convolution to the size of another map."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(6, 6, 3, 2, 1, **options)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        first, second = self.up(x, y.size()), self.up(x, [7, y.shape[-1]])
+        return first + F.pad(second, (0, 0, 0, 1))
+
+
 class Standardised(nn.Conv2d):
     """A convolution with standardised weights, the mean and the spread by hand."""
 
@@ -230,6 +298,18 @@ class StandardisedByNorm(nn.Conv2d):
         flat = self.weight.reshape(1, self.out_channels, -1)
         weight = F.batch_norm(flat, None, None, training=True, momentum=0.0, eps=1e-6)
         return F.conv2d(x, weight.reshape_as(self.weight), self.bias)
+
+
+class Losses(nn.Module):
+    """Terms of a loss that the forward computes itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.each, self.all = nn.HuberLoss(reduction="none"), nn.L1Loss()
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        loss: Tensor = self.each(x, y) + self.all(x, y)
+        return loss
 
 
 class Bilinear(nn.Module):
@@ -295,6 +375,8 @@ class Eca(nn.Module):
 LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
     "add": (torch.add, (X, Y), 1),
     "gate": (lambda x, y: x * y.mean((2, 3), keepdim=True).sigmoid(), (X, Y), 1),
+    "extremes along channels": (lambda x: x - x.min(1, True)[0] + x.median(dim=1, keepdim=True).values, (X,), 1),
+    "extremes along space": (lambda x: x.max(2)[1] * x.min(dim=3).indices * x.mean((2, 3))[..., None], (X,), 1),
     "mean over channels": (lambda x: x - x.mean(1, keepdim=True), (X,), 1),
     "var over channels": (lambda x: x / (1 + x.var(dim=1, keepdim=True)), (X,), 1),
     "max over channels": (lambda x: x * x.max(1, keepdim=True).values.sigmoid(), (X,), 1),
@@ -315,6 +397,8 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
     "depthwise, multiplier 2": (nn.Conv2d(6, 12, 3, groups=6), (X,), 1),
     "transposed convolution": (nn.ConvTranspose2d(6, 4, 2, 2), (X,), 1),
     "transposed, depthwise": (nn.ConvTranspose2d(6, 6, 2, 2, groups=6), (X,), 1),
+    "transposed to a size": (Upsampled(), (X, torch.randn(2, 6, 8, 8)), 1),
+    "transposed to a size, depthwise": (Upsampled(groups=6), (X, torch.randn(2, 6, 8, 8)), 1),
     "concatenation": (lambda x, y: torch.cat([x, y], 1), (X, Y), 1),
     "stack and sum": (lambda x, y: torch.stack([x, y], 1).sum(1), (X, Y), 1),
     "halves": (lambda x: torch.mul(*x.chunk(2, 1)), (X,), 1),
@@ -327,9 +411,20 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
     "pixel unshuffle": (nn.PixelUnshuffle(2), (X,), 1),
     "flatten a map": (lambda x: x.flatten(1), (X,), 1),
     "flatten by a module": (nn.Flatten(1), (X,), 1),
+    "unflatten by a module": (nn.Sequential(nn.Unflatten(1, (2, 3)), nn.Flatten(1, 2)), (X,), 1),
+    "ravelled": (lambda x: x * x[:1].mean((2, 3)).ravel()[:, None, None], (X,), 1),
     "flatten two": (lambda x, y: (x[:, :, None] * y[:, None]).flatten(1), (ROW, ROW), 1),
     "unflatten": (lambda x: x.unflatten(1, (2, 3)).flatten(1, 2), (X,), 1),
     "reshape as another": (lambda x, y: x.flatten(2).reshape_as(y), (X, Y), 1),
+    "shuffle to its own shape": (lambda x: x.view(2, 3, 2, 4, 4).transpose(1, 2).reshape(x.shape), (X,), 1),
+    "shuffle of two to their shape": (lambda x, y: two_shuffled(torch.cat([x, y], 1)), (X, Y), 1),
+    "reshape to another's shape": (lambda x, y: x.flatten(2).reshape(y.shape), (X, Y), 1),
+    "view of another's size": (lambda x, y: x.flatten(1).view(y.size()), (X, Y), 1),
+    "a part of another's shape": (lambda x, y: x.flatten(0, 1).unflatten(0, y.shape[:2]), (X, Y), 1),
+    "expanded to another's shape": (lambda x, y: x.mean((2, 3), keepdim=True).expand(y.shape), (X, Y), 1),
+    "norm over another's shape": (lambda x, y: F.layer_norm(x, y.shape[2:]), (TOKENS, TOKENS), -1),
+    "padded by modules": (nn.Sequential(nn.ZeroPad2d(1), nn.ConstantPad2d((0, 1, 1, 0), 0.5)), (X,), 1),
+    "zero channels by a module": (nn.ConstantPad3d((0, 0, 0, 0, 1, 2), 0.0), (X,), 1),
     "zero channels": (lambda x: F.pad(x, (0, 0, 0, 0, 1, 2)), (X,), 1),
     "repeat_interleave": (lambda x: x.repeat_interleave(2, 1), (X,), 1),
     "repeat": (lambda x: x.repeat(1, 2, 1, 1), (X,), 1),
@@ -351,6 +446,9 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
     # parts
     "narrow": (lambda x: x.narrow(1, 1, 3), (X,), 1),
     "narrow, by keyword": (lambda x: torch.narrow(x, dim=-3, start=-4, length=3), (X,), 1),
+    "slice beyond the end": (lambda x: x[:, :16] * x[:, -16:10] * x[:, -6:], (X,), 1),
+    "narrow from the end": (lambda x: x.narrow(1, -6, 6), (X,), 1),
+    "places from the end, behind what stays": (behind_fixed, (X, ONE), 1),
     "cut in two": (lambda x: torch.cat(torch.tensor_split(x, 2, dim=1)[::-1], 1), (X,), 1),
     "cut by a number": (lambda x: torch.cat(x.tensor_split(x.shape[1] // 3, 1)[::-1], 1), (X,), 1),
     "chunks by a number": (lambda x: torch.cat(x.chunk(x.shape[1] // 3, 1)[::-1], 1), (X,), 1),
@@ -395,8 +493,19 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
     "broadcast_tensors": (lambda x, y: torch.add(*torch.broadcast_tensors(x, y[:1])), (X, Y), 1),
     "repeated by a number": (lambda x: x.repeat(1, x.shape[1] // 3, 1, 1), (X,), 1),
     "interleaved by a number": (lambda x: x.repeat_interleave(x.shape[1] // 3, dim=1), (X,), 1),
+    "repeated along channels": (along_channels, (X,), 1),
+    "turned in space": (lambda x: torch.rot90(x, 1, (2, 3)) + x.rot90(dims=[-1, -2]), (X,), 1),
+    "diagonal of space": (lambda x: x.diagonal(1, 2, 3) + torch.diagonal(x, dim1=-1, dim2=-2)[..., 1:], (X,), 1),
+    "triangle of space": (lambda x: x.tril() + torch.triu(x, 1), (X,), 1),
+    "reshape, input by keyword": (lambda x: torch.reshape(input=x, shape=(2, -1)), (X,), 1),
+    "moved, input by keyword": (
+        lambda x: torch.movedim(input=torch.permute(input=x, dims=(0, 2, 3, 1)), source=3, destination=1), (X,), 1),
+    "squeezed, input by keyword": (lambda x: torch.squeeze(input=x[:, :, :1], dim=2), (X,), 1),
+    "repeated, input by keyword": (lambda x: torch.tile(input=x, dims=(2, 1, 1)), (X,), 1),
     "tile": (lambda x: x.tile(2, 1, 1), (X,), 1),
     "reshape by keyword": (lambda x: torch.reshape(x, shape=(2, 2, -1, 4, 4)).flatten(1, 2), (X,), 1),
+    "shapes changed in place": (gated_in_place, (X,), 1),
+    "numbers of elements": (mean_by_hand, (X,), 1),
     "zeros beside": (zeros_beside, (X,), 1),
     "zeros beside, as another": (lambda x, y: x + F.pad(y, (0, 0, 0, 0, 2, 1), value=0.5), (X, X[:, :3]), 1),
     "zeros beside, in one dimension": (lambda x, y: x + F.pad(y, [0, 0, 0, 2]), (MAP1, MAP1[:, :4]), 1),
@@ -422,6 +531,7 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
     "distances of all": (lambda x, y: torch.cdist(x, y) @ x, (TOKENS, TOKENS * 2), -1),
     "distances": (lambda x, y: x * nn.PairwiseDistance(keepdim=True)(x, y), (TOKENS, TOKENS * 2), -1),
     "local response norm": (nn.LocalResponseNorm(3), (X,), 1),
+    "local response norm, across maps": (nn.CrossMapLRN2d(3), (X,), 1),
     "local response norm, function": (lambda x: F.local_response_norm(x, 2, beta=2.0), (X,), 1),
     "logsumexp": (lambda x: x - x.logsumexp(1, keepdim=True), (X,), 1),
     "var_mean": (lambda x: torch.sub(x, torch.var_mean(x, 1, keepdim=True)[1]), (X,), 1),
@@ -432,6 +542,14 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
     "norms": (lambda x: x / (x.norm(2, 1, True) + torch.linalg.vector_norm(x, dim=1, keepdim=True)), (X,), 1),
     "norm of a map": (lambda x: x / torch.norm(x, p=2, dim=(2, 3), keepdim=True), (X,), 1),
     "norm of all": (lambda x: x / torch.linalg.norm(x), (ROW,), 1),
+    "losses": (lambda x, y: x * F.mse_loss(x, y) + F.smooth_l1_loss(x, y, reduction="none"), (X, Y), 1),
+    "losses of probabilities": (
+        lambda x, y: F.kl_div(x.log_softmax(1), y.softmax(1), reduction="none")
+        + F.binary_cross_entropy_with_logits(x, y.sigmoid()) * F.binary_cross_entropy(x.sigmoid(), y.sigmoid()),
+        (X, Y), 1),
+    "losses by modules": (Losses(), (X, Y), 1),
+    "spectrum": (spectrum, (X,), 1),
+    "complex numbers": (complex_numbers, (X,), 1),
     "softmax2d": (nn.Softmax2d(), (X,), 1),
     # norms
     "instance norm, running": (made(nn.InstanceNorm2d(6, affine=True, track_running_stats=True)), (X,), 1),
@@ -462,7 +580,13 @@ LAWFUL: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], int]] = {
     "a tensor of a tensor": (lambda x: torch.as_tensor(x) + torch.asarray(x, requires_grad=True), (X,), 1),
     "new tensors of tensors": (lambda x: torch.tensor(x.detach()) * x.new_tensor(data=x.detach()), (X,), 1),
     "asked what it is": (lambda x: x if any(asked(x)) else x * 2, (X,), 1),
+    "longer names": (
+        lambda x: +x.tanh().arcsin() * x.arctan().arcsinh() + torch.special.expit(x).arctanh().fix(), (X,), 1),
+    "flags combined": (flags, (X,), 1),
     # products
+    "matmul by keywords": (
+        lambda x, y: torch.matmul(other=y, input=torch.matmul(input=x, other=y.mT)), (TOKENS, TOKENS), -1),
+    "product of itself": (lambda x: torch.bmm(input=x @ x.mT, mat2=x), (TOKENS,), -1),
     "addmm": (lambda x, y: torch.addmm(x, x @ x.mT, y), (ROW, ROW), 1),
     "baddbmm": (lambda x, y: torch.baddbmm(y, y @ x.mT, y) + torch.addbmm(y[0], y @ x.mT, y), (TOKENS, TOKENS * 2), -1),
     "addmv and addr": (lambda x: torch.addr(x, torch.addmv(x.sum(1), x, x.mean(0)), x.mean(0)), (ROW,), 1),
@@ -500,8 +624,10 @@ BESIDE = {
     "diff": ("begins with its first element",),
     "diff of two": ("begins with its first element",),
     "zero channels": ("no Parameter makes these channels",) * 2,
+    "zero channels by a module": ("no Parameter makes these channels",) * 2,
     "padded by its own number": ("no Parameter makes these channels",),
     "zeros beside, twice": ("no Parameter makes these channels",) * 2,
+    "places from the end, behind what stays": ("mul() repeats it along",),
     "one channel, expanded": ("expand() repeats it",),
     "one channel, expanded as": ("expand_as() repeats it",),
     "one channel, repeated": ("repeat() repeats it",),
@@ -536,13 +662,22 @@ class Across(nn.Module):
 
 # what may not grow, and what is said of it
 PINNED: dict[str, tuple[Callable[..., Tensor], str]] = {
-    "no rule": (lambda x: torch.fft.fft(x, dim=1).real, "fft() has no rule"),
+    "no rule": (lambda x: torch.special.bessel_j0(x), "special_bessel_j0() has no rule"),
+    "transformed": (lambda x: torch.fft.fft(x, dim=1).real, "fft_fft() transforms it"),
+    "transformed with others": (lambda x: torch.fft.irfftn(torch.fft.rfftn(x)), "fft_rfftn() transforms it"),
+    "halves exchanged": (lambda x: torch.fft.fftshift(x), "fft_fftshift() transforms it"),
+    "turned": (lambda x: torch.rot90(x), "rot90() turns it"),
+    "a diagonal": (lambda x: x.diagonal(0, 1, 2)[:, None], "diagonal() takes a diagonal of it"),
+    "a triangle": (lambda x: x.movedim(1, -1).tril().movedim(-1, 1), "tril() takes a triangle of it"),
     "flip": (lambda x: x.flip(1), "flip() runs along it"),
     "cummax": (lambda x: torch.cummax(x, 1).values, "cummax() runs along it"),
     "sort": (lambda x: x.sort(1).values, "sort() ranks its elements"),
     "topk": (lambda x: torch.topk(x, 3, dim=1)[0], "topk() ranks its elements"),
     "argmax": (lambda x: x * x.argmax(1, keepdim=True), "argmax() ranks its elements"),
     "argmax of all": (lambda x: x * torch.argmax(x), "argmax() ranks its elements"),
+    "where the largest is": (lambda x: x * x.max(1, keepdim=True)[1], "max() ranks its elements"),
+    "where the median is": (lambda x: x * torch.median(x, dim=1, keepdim=True).indices, "median() ranks its elements"),
+    "where the least is": (lambda x: torch.mul(*x.min(-3, True)) * x, "min() ranks its elements"),
     "an element": (lambda x: x * x[:, 0:][:, [0]][:, 0, None], "picks channels of it by their numbers"),
     "one element": (lambda x: x * x[:, 1, None], "takes one element of it"),
     "list": (lambda x: x[:, [0, 2]], "getitem() picks channels of it by their numbers"),
@@ -574,7 +709,7 @@ PINNED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "sampled": (Across(lambda x: F.grid_sample(x, GRID.to(x), align_corners=False)), "resamples it"),
     "points": (lambda x: F.grid_sample(X, x[..., :2], align_corners=False), "resamples it"),
     "a matrix": (lambda x: F.affine_grid(x[:, :, 0, 0].view(2, 2, 3), [2, 1, 2, 2], False), "takes it for a matrix"),
-    "padded": (Across(nn.ZeroPad2d(1)), "pads it"),
+    "padded": (Across(nn.ReflectionPad2d(1)), "pads it"),
     "padded and cut": (lambda x: F.pad(x, (0, 0, 0, 0, -1, 2)), "pad() pads it"),
     "switched off": (switched_off, "setitem() takes one element of it"),
     "shuffled": (Across(nn.PixelShuffle(2)), "interleaves it"),
@@ -593,7 +728,6 @@ PINNED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "assigned, a constant": (lambda x: put(x, slice(None), torch.eye(6, device=x.device)[:, :1, None]),
                              "setitem() combines it with channels that no layer makes"),
     "windows": (lambda x: x.unfold(1, 3, 1)[..., 0], "unfold() makes windows of it"),
-    "unflatten, module": (nn.Unflatten(1, (2, 3)), "has literal lengths"),
     "diagonal": (lambda x: torch.einsum("bchh->bch", x)[..., None], "einsum() takes a diagonal"),
     "a number of all": (lambda x: x / (x.shape[1] * x.shape[2]), "computes with its length and that of another axis"),
 }  # fmt: skip
@@ -606,6 +740,11 @@ def test_what_may_not_grow_is_pinned_and_says_why(name: str) -> None:
         check_rule(operator, X)
     text = re.sub(r" \(test_rules.py:\d+\)", "", str(raised.value))
     assert why in text, text
+
+
+def test_channels_that_are_parts_of_numbers_are_pinned() -> None:
+    with pytest.raises(netaugfx.RuleError, match=r"view_as_complex\(\).* takes it for numbers of"):
+        check_rule(lambda x: torch.view_as_complex(x).abs(), torch.randn(2, 5, 2), channel=-1)
 
 
 # channels where space is meant, in one dimension and in three

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torchvision.ops import FrozenBatchNorm2d
 
 import netaugfx
 from netaugfx.rewrite import nothing
@@ -175,6 +176,19 @@ def test_blocks_beside_a_parameter_that_is_not_a_number_are_zero() -> None:
     wide = netaugfx.widen(model, example_inputs=torch.zeros(2, 3, 4, 4), verify=False)
     blocks = dict(wide.named_augmented_parameters())
     assert torch.equal(blocks["augmented.1.scale_axis0"], torch.zeros(16, 1, 1))
+
+
+def test_new_variances_are_no_less_than_the_least_of_the_base() -> None:
+    norm = FrozenBatchNorm2d(64)
+    norm.running_var.copy_(torch.linspace(0.1, 1.9, 64))
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 1), norm, torch.nn.Conv2d(64, 4, 1))
+    x = torch.randn(2, 3, 8, 8)
+    wide = netaugfx.widen(model, factor=3.0, example_inputs=x)
+    block = dict(wide.named_buffers())["augmented.1.running_var_axis0"]
+    assert len(block) == 128
+    assert torch.isin(block, norm.running_var).all()
+    assert len(block.unique()) > 32
+    assert wide.at(wide.max_config)(x).isfinite().all()
 
 
 def test_where_nothing_is_new_there_is_no_block() -> None:

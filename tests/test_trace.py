@@ -151,6 +151,43 @@ def test_unpacked_shapes_stay_symbolic():
     assert traced.matches((image(3, 6, 5, 5),))
 
 
+def test_a_shape_counts_its_elements():
+    def mean(self, x):
+        assert x.shape.numel() == x.numel()
+        return x.sum((2, 3)) / x.shape[2:].numel() * (x.size()[2:].numel() / x.shape.count(2))
+
+    traced = check(forward(mean), image())
+    assert traced.graph.find_nodes(op="call_method", target="numel")
+    assert torch.allclose(
+        replay(forward(mean), traced, image(2, 3, 5, 7)), mean(None, image(2, 3, 5, 7))
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda y: y.squeeze_(-1).squeeze_(-1),
+        lambda y: y.t_() if y.dim() == 2 else y.squeeze_(),
+        lambda y: y.unsqueeze_(0),
+        lambda y: y.transpose_(0, 1),
+        lambda y: y.swapaxes_(1, 2),
+        lambda y: y.swapdims_(-1, 1),
+    ],
+)
+def test_shapes_that_are_changed_in_place(change):
+    def reshaped(self, x):
+        y = x.mean((2, 3), keepdim=True)
+        before = y.dim(), y.shape
+        z = change(y)
+        assert z is y
+        assert (y.dim(), y.shape) != before
+        return x.sum() * y.relu(), before[1][1]
+
+    traced = check(forward(reshaped), image())
+    mean = next(n for n in traced.graph.nodes if n.target == "mean")
+    assert mean.meta["val"].shape == (2, 3, 1, 1)
+
+
 def test_values_answer_as_themselves():
     seen = {}
 

@@ -514,6 +514,12 @@ class Scales(Function):
         return x / n
 
 
+class FromEnd(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x[:, -6:] * 2
+
+
 class Views(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, shape: Any) -> Tensor:
@@ -566,6 +572,7 @@ HERE = "(test_what_grows.py)"
         (Applies(Given, 6), f"Given.apply() {HERE} holds a count of channels {HERE}"),
         (Applies(Given, "channels"), f"Given.apply() {HERE} holds a count of channels {HERE}"),
         (Applies(Scales, "channels"), f"Scales.apply() {HERE} is given a length"),
+        (Applies(FromEnd), f"FromEnd.apply() {HERE} computes with a length {HERE}"),
         (Applies(Views, "shape"), f"Views.apply() {HERE} holds a count of channels {HERE}"),
         (Applies(Normalises), f"Normalises.apply() {HERE} calls batch_norm(), which subnets call otherwise {HERE}"),
         (Applies(Unknown), f"flip() {HERE} runs along it"),

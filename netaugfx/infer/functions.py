@@ -130,10 +130,10 @@ def _read(solver: Solver, here: Reading, node: fx.Node, value: Any, traced: Trac
         here.claims.append(
             Claim(axes, holds, f"{here.where} holds a count of channels ({_line(node)})")
         )
-    for path, (kept, _, unless) in here.typing.numbers.get(node, {}).items():
+    for path, (kept, read, unless) in here.typing.numbers.get(node, {}).items():
         given = _at(node, path)
         claim = _same(given, kept, typed, f"{here.where} computes with a length ({_line(node)})")
-        here.claims.append(replace(claim, holds=_or_grows(claim.holds, unless)))
+        here.claims.append(replace(claim, axes=read, holds=_or_grows(claim.holds, unless)))
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     own = solver._typed(typed[node])
     axes = [axis for t in own for axis in t.axes]

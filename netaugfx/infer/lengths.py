@@ -6,6 +6,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import fx
 
 from ..rules import Path, Typed
@@ -69,9 +70,11 @@ def lengths_of(node: fx.Node, typed: Mapping[fx.Node, Any]) -> dict[Path, OpenAx
 
 def axes_read(node: fx.Node, typed: Mapping[fx.Node, Any]) -> list[OpenAxis]:
     """Return the axes whose lengths a number depends on."""
-    axis = length_read(node, typed)
+    axis, axes = length_read(node, typed), shape_read(node, typed)
     if axis is not None:
         return [axis]
+    if axes is not None:
+        return list(axes)
     found: list[OpenAxis] = []
     for source in node.all_input_nodes:
         tensor = typed.get(source)
@@ -90,7 +93,7 @@ def number_at(node: Any, typed: Mapping[fx.Node, Any], sizes: Mapping[Var, int])
     if axis is not None:
         return length_at(axis, sizes)
     if axes is not None:
-        return tuple(length_at(one, sizes) for one in axes)
+        return torch.Size(length_at(one, sizes) for one in axes)
     if any(isinstance(typed.get(source), Typed) for source in node.all_input_nodes):
         return node.meta["val"]  # a number of dimensions, a dtype, a count of all elements
     args, kwargs = fx.node.map_arg(

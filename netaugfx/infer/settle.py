@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -11,8 +11,8 @@ from torch import fx, nn
 from ..errors import GuardError, PlanError
 from ..rules import Path, draws_noise
 from ..trace import Traced
-from ..unify import OpenAxis, Var, choose, elastic, pin, resolve, variables, why
-from .lengths import axes_read, number_at
+from ..unify import OpenAxis, Var, choose, elastic, length_at, pin, resolve, variables, why
+from .lengths import argument, axes_read, number_at
 from .solve import Solver, Typing, where
 
 
@@ -89,7 +89,9 @@ def pin_numbers(solver: Solver) -> None:
     `B * C * H` follows by itself where it is computed from the widths of its own axis, and is no number then;
     with a literal C it is scaled.
     """
-    for node, typing, path, read in solver.computed:
+    for node, typing, path, typed in solver.computed:
+        source = argument(node, path)
+        read = axes_read(source, typed)
         counts: dict[Path, Any] = typing.counts.get(node, {})
         axis: OpenAxis = resolve(counts[path]) if path in counts else ()
         own = {v for v in variables(axis) if v.reason is None}
@@ -100,7 +102,8 @@ def pin_numbers(solver: Solver) -> None:
         if plain and not others and len(axis) == 1:  # also B * C where B is 1 as yet
             typing.scaled.setdefault(node, set()).add(path)
         elif all(len(segment) == 1 for segment in axis):
-            continue
+            if plain and _follows(source, typed, axis):  # B * C, traced where B is 1
+                del counts[path]
         elif others == own:
             del counts[path]
         elif plain:
@@ -117,6 +120,19 @@ def pin_numbers(solver: Solver) -> None:
         ):
             for axis in axes:
                 pin(axis, f"{here} computes with its length and that of another axis at once")
+
+
+def _follows(source: fx.Node, typed: Mapping[fx.Node, Any], axis: OpenAxis) -> bool:
+    """Return whether a number that the forward computes is the length of `axis` at other sizes, too."""
+    growing = [v for v in variables(axis) if v.reason is None]
+    for step in (1, 2, 3, 5):  # no two widths grow by the same
+        sizes = {v: v.size * (step + 1) + step * i for i, v in enumerate(growing)}
+        try:
+            if number_at(source, typed, sizes) != length_at(axis, sizes):
+                return False
+        except Exception:  # the user's arithmetic, at a size that it does not take
+            return False
+    return True
 
 
 def pin_asserted(solver: Solver) -> None:

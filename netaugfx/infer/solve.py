@@ -87,7 +87,7 @@ class Solver:
         # where new elements are laid, they, and what they are laid beside
         self.beside: list[tuple[str, OpenAxis, OpenAxis]] = []
         self.numbers: list[tuple[str, list[OpenAxis], OpenAxis]] = []
-        self.computed: list[tuple[fx.Node, Typing, Path, list[OpenAxis]]] = []
+        self.computed: list[tuple[fx.Node, Typing, Path, Mapping[fx.Node, Any]]] = []
         self.claims: list[Claim] = []
         self.asserted: list[tuple[fx.Node, Mapping[fx.Node, Any]]] = []
         self.opaque: dict[str, str] = {}
@@ -200,6 +200,7 @@ class Solver:
             derived=derived(node),
             computed=derived(node, READS),
             lengths=lengths_of(node, typed),
+            used=_used(node, value),
         )
         return self._apply(op, target, value, node, typing, typed, why)
 
@@ -257,10 +258,11 @@ class Solver:
                 read = axes_read(source, typed)
                 typing.numbers.setdefault(node, {})[path] = (source.meta["val"], read, unless)
                 self.numbers.append((where(node), read, unless))
+        for path, (before, of) in op.places.items():
+            typing.numbers.setdefault(node, {})[path] = (length(before), [of], before)
         for path in op.counts:
-            source = argument(node, path) if path in op.computed else None
-            if isinstance(source, fx.Node):
-                self.computed.append((node, typing, path, axes_read(source, typed)))
+            if path in op.computed and isinstance(argument(node, path), fx.Node):
+                self.computed.append((node, typing, path, typed))
         return _join(value, axes), op.counts
 
     def _call(self, call: Call, value: Any, node: fx.Node, typing: Typing) -> Any:
@@ -316,6 +318,22 @@ def _harmless(node: fx.Node) -> bool:
     # eq and ne: a tensor is compared with what is none, as torch.jit.isinstance does
     asks = (getattr, len, isinstance, operator.eq, operator.ne)
     return node.target in asks or name in HARMLESS | {"_assert", "is_tensor"}
+
+
+def _used(node: fx.Node, value: Any) -> frozenset[int]:
+    """Return which of several results of a node something reads."""
+    if isinstance(value, Tensor) or not isinstance(value, tuple | list):
+        return frozenset()
+    used: set[int] = set()
+    for user in node.users:
+        which = user.args[1] if user.target in (operator.getitem, getattr) else None
+        if isinstance(which, str):
+            used |= {i for i, v in enumerate(value) if user.users and v is getattr(value, which)}
+        elif isinstance(which, int):
+            used |= {which % len(value)} if user.users else set()
+        else:
+            used |= {*range(len(value))}
+    return frozenset(used)
 
 
 def _altered(module: nn.Module) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -165,9 +165,35 @@ TRANSPOSED = (
 )
 
 
+CONV_TRANSPOSE = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+
+
+def transposed_to(
+    input: Tensor,  # noqa: A002 - F.conv_transpose2d's own name
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    output_size: Sequence[int],
+    groups: int,
+    dilation: Sequence[int],
+) -> Tensor:
+    """A transposed convolution whose result has the last lengths of `output_size`, as `nn.ConvTranspose2d` gives it."""
+    rank = weight.dim() - 2
+    spans = zip(
+        *(output_size[-rank:], input.shape[-rank:], stride, padding, dilation, weight.shape[2:]),
+        strict=True,
+    )
+    extra = [n - ((m - 1) * s - 2 * p + d * (k - 1) + 1) for n, m, s, p, d, k in spans]
+    made: Tensor = CONV_TRANSPOSE[rank - 1](
+        input, weight, bias, stride, padding, extra, groups, dilation
+    )
+    return made
+
+
 @register_rule(
-    torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d,
-    F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
+    torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d, *CONV_TRANSPOSE,
+    transposed_to,
 )  # fmt: skip
 def transposed_convolution(op: Op) -> tuple[OpenAxis, ...]:
     """Axis 0 of the weight is the input's channels, axis 1 the output's of one group."""
@@ -215,20 +241,11 @@ def _resize_transposed(module: nn.Module, tensors: Mapping[str, Tensor]) -> None
     groups=("groups", 6),
 )
 def lower_transposed(m: Any, x: Typed, output_size: Any = None) -> Call:
-    """A transposed convolution is `F.conv_transpose*`."""
-    rank = len(m.kernel_size)
-    function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[rank - 1]
-    extra = m.output_padding
+    """A transposed convolution is `F.conv_transpose*`; to an `output_size`, it finds its padding as it runs."""
+    function: Any = CONV_TRANSPOSE[len(m.kernel_size) - 1]
+    last = m.output_padding
     if output_size is not None:
-        extra = m._output_padding(
-            getattr(x, "value", x),
-            output_size,
-            m.stride,
-            m.padding,
-            m.kernel_size,
-            rank,
-            m.dilation,
-        )
+        function, last = transposed_to, output_size
     return Call(
-        function, (x, Ref("weight"), Ref("bias"), m.stride, m.padding, extra, m.groups, m.dilation)
+        function, (x, Ref("weight"), Ref("bias"), m.stride, m.padding, last, m.groups, m.dilation)
     )

@@ -17,11 +17,12 @@ from .registry import everywhere, layer, register_rule
 ARITHMETIC = """
     add sub mul truediv div true_divide floordiv floor_divide pow float_power mod remainder fmod neg negative abs
     absolute sqrt rsqrt exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan atan2 arctan2 sinh cosh tanh
-    asinh acosh atanh sinc sigmoid logit erf erfc erfinv square reciprocal sign sgn signbit floor ceil round trunc
-    frac clamp clip clamp_min clamp_max maximum minimum fmax fmin where lerp addcmul addcdiv rsub subtract multiply
-    divide eq ne lt le gt ge greater less greater_equal less_equal not_equal isnan isinf isfinite isclose logical_not
-    logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor bitwise_not and_ or_ xor invert masked_fill
-    nan_to_num heaviside copysign hypot logaddexp logaddexp2 xlogy ldexp rad2deg deg2rad lgamma digamma copy
+    asinh acosh atanh arcsin arccos arctan arcsinh arccosh arctanh sinc sigmoid logit erf erfc erfinv square reciprocal
+    sign sgn signbit floor ceil round trunc frac clamp clip clamp_min clamp_max maximum minimum fmax fmin where lerp
+    addcmul addcdiv rsub subtract multiply divide eq ne lt le gt ge greater less greater_equal less_equal not_equal
+    isnan isinf isfinite isclose logical_not logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor
+    bitwise_not and_ or_ xor iand ior ixor invert masked_fill nan_to_num heaviside copysign hypot logaddexp logaddexp2
+    xlogy ldexp rad2deg deg2rad lgamma digamma copy fix expit complex polar angle
 """.split()  # noqa: SIM905 - it is read as a list of words
 ACTIVATION = """
     relu relu6 elu selu celu gelu silu mish hardswish hardsigmoid hardtanh leaky_relu rrelu softplus softsign
@@ -29,7 +30,7 @@ ACTIVATION = """
 """.split()  # noqa: SIM905 - it is read as a list of words
 SAME = """
     clone contiguous detach to float double half bfloat16 type type_as int long bool cpu cuda positive zeros_like
-    ones_like empty_like full_like requires_grad_ conj real fill zero
+    ones_like empty_like full_like requires_grad_ conj conj_physical resolve_conj real imag fill zero pos
 """.split()  # noqa: SIM905 - it is read as a list of words
 
 

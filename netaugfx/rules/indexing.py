@@ -32,20 +32,17 @@ def between(
 def _slice(op: Op, x: Typed, d: int, item: slice, path: Path) -> OpenAxis:
     axis, n = x.axes[d], x.value.shape[d]
     start, stop, step = item.indices(n)
-    if (start, stop, step) == (0, n, 1):
-        if item.stop is not None and item.stop == n:
-            op.count((*path, "stop"), axis)
-        return axis
+    whole = (start, stop, step) == (0, n, 1)
     if not elastic(axis):
-        return fixed(len(range(start, stop, step)), axis)
+        return axis if whole else fixed(len(range(start, stop, step)), axis)
     if step != 1 or stop <= start:
         op.pin(axis, why="takes every so many elements of it")
         return fixed(len(range(start, stop, step)), axis)
-    before, here = between(op, x, d, start, stop)
-    if start:
-        op.count((*path, "start"), before)
-    if stop < n or item.stop is not None:
-        op.count((*path, "stop"), (*before, *here))
+    before, here = ((), axis) if whole else between(op, x, d, start, stop)
+    if item.start:
+        op.place((*path, "start"), before, axis)
+    if item.stop is not None:
+        op.place((*path, "stop"), (*before, *here), axis)
     return here
 
 
@@ -149,11 +146,12 @@ def narrow(op: Op) -> tuple[OpenAxis, ...]:
     if not isinstance(start, int):
         raise NoRule("starts where a tensor says")
     d = a["dim"] % len(x.axes)
+    from_end = start < 0
     start %= max(1, x.value.shape[d])
     before, here = between(op, x, d, start, start + n)
     if elastic(x.axes[d]):
-        if start:
-            op.count(op.path("start", *names), before)
+        if start or from_end:
+            op.place(op.path("start", *names), before, x.axes[d])
         op.count(op.path("length", *names), here)
     return (*x.axes[:d], here, *x.axes[d + 1 :])
 
@@ -273,7 +271,7 @@ def tensor_split(op: Op) -> Any:
     before: OpenAxis = ()
     for i, part in enumerate(parts[:-1]):
         before = (*before, *part[dim])
-        op.count((*op.path(key, *names), i), before)
+        op.place((*op.path(key, *names), i), before, x.axes[dim])
     return parts
 
 

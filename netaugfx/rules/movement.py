@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..unify import OpenAxis, fixed, free, resolve, times
+from ..unify import OpenAxis, elastic, fixed, free, length, resolve, times
 from .op import NoRule, Op, Path, Typed
 from .registry import everywhere, register_rule
 
@@ -17,7 +17,7 @@ from .registry import everywhere, register_rule
 @register_rule(*everywhere(["permute"]))
 def permute(op: Op) -> tuple[OpenAxis, ...]:
     """Axes in another order."""
-    x, dims = op.args[0], op.args[1:] or (op.kwargs["dims"],)
+    x, dims = op.tensors[0], op.args[1:] or (op.kwargs["dims"],)
     order: Sequence[int] = dims[0] if isinstance(dims[0], Sequence) else dims
     return tuple(x.axes[d] for d in order)
 
@@ -48,7 +48,7 @@ def attribute(op: Op) -> tuple[OpenAxis, ...]:
         return (*x.axes[:-2], *reversed(x.axes[-2:]))
     if name == "T":
         return tuple(reversed(x.axes))
-    if name in ("data", "real"):
+    if name in ("data", "real", "imag"):
         return tuple(x.axes)
     raise NoRule
 
@@ -56,9 +56,9 @@ def attribute(op: Op) -> tuple[OpenAxis, ...]:
 @register_rule(*everywhere(["movedim", "moveaxis"]))
 def movedim(op: Op) -> tuple[OpenAxis, ...]:
     """Axes moved elsewhere; found by moving numbers in their place."""
-    x = op.args[0]
+    x = op.tensors[0]
     order = torch.empty(tuple(range(2, 2 + len(x.axes))), device="meta")
-    moved = torch.movedim(order, *op.args[1:], **op.kwargs)
+    moved = torch.movedim(order, *op.args[1:], **{k: v for k, v in op.kwargs.items() if v is not x})
     return tuple(x.axes[n - 2] for n in moved.shape)
 
 
@@ -75,7 +75,7 @@ def unsqueeze(op: Op) -> tuple[OpenAxis, ...]:
 def squeeze(op: Op) -> tuple[OpenAxis, ...]:
     """Axes of length 1 are dropped; they must not grow."""
     a = op.bind("input", "dim")
-    x, rank = a["input"], len(op.args[0].axes)
+    x, rank = a["input"], len(op.tensors[0].axes)
     dims = range(rank) if a["dim"] is None else a["dim"]
     dims = {d % rank for d in ((dims,) if isinstance(dims, int) else dims)}
     dims = {d for d in dims if x.value.shape[d] == 1}
@@ -86,7 +86,7 @@ def squeeze(op: Op) -> tuple[OpenAxis, ...]:
 @register_rule(*everywhere(["expand", "broadcast_to"]))
 def expand(op: Op) -> tuple[OpenAxis, ...]:
     """Axes of length 1 are repeated; the others pass."""
-    x, (given, paths) = op.args[0], op.sizes("size")
+    x, (given, paths) = op.tensors[0], op.sizes("size")
     axes = op.made(paths)
     for i in range(-len(x.axes), 0):
         if x.value.shape[i] == op.result.shape[i]:
@@ -158,19 +158,17 @@ def stack(op: Op) -> tuple[OpenAxis, ...]:
 @register_rule(*everywhere(["repeat", "tile"]))
 def repeat(op: Op) -> tuple[OpenAxis, ...]:
     """An axis laid out several times."""
-    x, (given, paths) = op.args[0], op.sizes("dims" if op.name == "tile" else "repeats")
+    x, (given, paths) = op.tensors[0], op.sizes("dims" if op.name == "tile" else "repeats")
     missing = len(x.axes) - len(given)
     here: list[Path | None] = [*[None] * missing, *paths]
     counts = [*[1] * missing, *(int(n) for n in given)]
-    new = max(0, -missing)
-    axes = [fixed(n) for n in counts[:new]]
-    places = zip(here[new:], counts[new:], x.value.shape, x.axes, strict=True)
-    for path, n, old, axis in places:
-        if (
-            path is not None and path in op.lengths and old == 1
-        ):  # repeated along the channels of another tensor
-            op.pin(axis, why="repeats it")
-            axes.append(op.lengths[path])
+    repeated = [*[fixed(1)] * -missing, *x.axes]
+    axes: list[OpenAxis] = []
+    for path, n, axis in zip(here, counts, repeated, strict=True):
+        old = length(axis)
+        if path is not None and path in op.lengths and (old == 1 or not elastic(axis)):
+            op.pin(axis, why="repeats it")  # along the channels of another tensor
+            axes.append(times(1, op.lengths[path], old))
             continue
         if path is not None:
             op.number(path)
@@ -198,6 +196,33 @@ def roll(op: Op) -> tuple[OpenAxis, ...]:
     dims = (a["dims"],) if isinstance(a["dims"], int) else a["dims"]
     op.pin(*(a["input"].axes[d] for d in dims), why="rolls it")
     return tuple(a["input"].axes)
+
+
+@register_rule(*everywhere(["rot90"]))
+def rotate(op: Op) -> tuple[OpenAxis, ...]:
+    """Two axes turned by quarters; they must not grow."""
+    x = op.tensors[0]
+    dims = {d % len(x.axes) for d in op.bind("input", "k", "dims", dims=(0, 1))["dims"]}
+    op.pin(*(x.axes[d] for d in dims), why="turns it")
+    return tuple(fixed(op.result.shape[d]) if d in dims else a for d, a in enumerate(x.axes))
+
+
+@register_rule(*everywhere(["diagonal"]))
+def diagonal(op: Op) -> tuple[OpenAxis, ...]:
+    """The diagonal of two axes, which must not grow, becomes the last one."""
+    x = op.tensors[0]
+    a = op.bind("input", "offset", "dim1", "dim2", dim1=0, dim2=1)
+    dims = {a[k] % len(x.axes) for k in ("dim1", "dim2")}
+    op.pin(*(x.axes[d] for d in dims), why="takes a diagonal of it")
+    return (*(a for d, a in enumerate(x.axes) if d not in dims), fixed(op.result.shape[-1]))
+
+
+@register_rule(*everywhere(["tril", "triu"]))
+def triangle(op: Op) -> tuple[OpenAxis, ...]:
+    """A triangle of the last two axes, which must not grow."""
+    axes = op.tensors[0].axes
+    op.pin(*axes[-2:], why="takes a triangle of it")
+    return tuple(axes)
 
 
 @register_rule(*everywhere(["unfold"]), nn.Unfold)

@@ -243,7 +243,7 @@ SUBNET_FORMS: dict[Any, Any] = {
 }
 
 
-@register_rule(F.local_response_norm, nn.LocalResponseNorm)
+@register_rule(F.local_response_norm, nn.LocalResponseNorm, nn.CrossMapLRN2d)
 def local_response_norm(op: Op) -> tuple[OpenAxis, ...]:
     """Divided by the norm over neighbouring channels."""
     x = op.tensors[0]

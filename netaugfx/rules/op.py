@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..unify import OpenAxis, elastic, fixed, free, pin, resolve, settle, unify, why
+from ..unify import OpenAxis, elastic, fixed, free, pin, resolve, same_length, settle, unify, why
 
 Path = tuple[
     str | int, ...
@@ -74,6 +74,7 @@ class Op:
         derived: frozenset[Path] = frozenset(),
         computed: frozenset[Path] = frozenset(),
         lengths: Mapping[Path, OpenAxis] = {},
+        used: frozenset[int] = frozenset(),
     ) -> None:
         self.where = where  # the operator and the user's source line, for reasons
         self.args = args
@@ -83,8 +84,10 @@ class Op:
         self.derived = derived  # arguments that the graph computes, as opposed to literals
         self.computed = computed  # those of them that are arithmetic, not a length of some tensor
         self.lengths = lengths  # arguments that are the length of one axis of some tensor
+        self.used = used  # which of several results something reads
         self.counts: dict[Path, OpenAxis] = {}
         self.numbers: dict[Path, OpenAxis] = {}
+        self.places: dict[Path, tuple[OpenAxis, OpenAxis]] = {}
         self.summed: list[tuple[str, int, OpenAxis | None]] = []
         self.filled: dict[str, float] = {}
         self.layers: list[tuple[str | None, OpenAxis]] = []
@@ -168,10 +171,18 @@ class Op:
     def count(self, path: Path, axis: OpenAxis) -> None:
         """Say that the argument at `path` is the length of `axis`, to be replaced where it grows.
 
-        A length inside an argument that the graph computes whole (`x.shape`) follows by itself.
+        A length inside an argument that the graph computes whole (`x.shape`) follows by itself: where the axis that it
+        is read of could grow by another number, they are the same.
         """
         if not self._within_computed(path):
             self.counts[path] = axis
+        elif path in self.lengths and not same_length(self.lengths[path], axis):
+            self.unify(self.lengths[path], axis)
+
+    def place(self, path: Path, before: OpenAxis, of: OpenAxis) -> None:
+        """Say that the argument at `path` is the place in the axis `of` behind `before`, maybe counted from its end."""
+        self.count(path, before)
+        self.places[path] = (before, of)
 
     def _within_computed(self, path: Path) -> bool:
         return any(path[:n] in self.derived for n in range(1, len(path)))

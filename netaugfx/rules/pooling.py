@@ -132,12 +132,11 @@ def pad(op: Op) -> tuple[OpenAxis, ...]:
 
 
 @register_rule(
-    nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d,
     nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d, nn.ReplicationPad1d, nn.ReplicationPad2d,
     nn.ReplicationPad3d, nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d,
 )  # fmt: skip
 def pad_module(op: Op) -> tuple[OpenAxis, ...]:
-    """Padding modules pad space alone."""
+    """Padding modules pad space alone; those that pad with a constant are traced through."""
     x = op.tensors[0]
     same = [n == x.value.shape[i] for i, n in enumerate(op.result.shape)]
     for axis, keep in zip(x.axes, same, strict=True):

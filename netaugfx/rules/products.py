@@ -46,7 +46,9 @@ def _product(op: Op, tensors: list[Typed], inputs: list[str], output: str) -> tu
 )
 def matmul(op: Op) -> tuple[OpenAxis, ...]:
     """(..., n, k) @ (..., k, m): k is summed over; leading axes broadcast."""
-    return _matmul(op, *op.tensors)
+    first = op.bind("input")["input"]
+    second = next((t for t in op.tensors if t is not first), first)
+    return _matmul(op, first, second)
 
 
 def _matmul(op: Op, a: Typed, b: Typed) -> tuple[OpenAxis, ...]:

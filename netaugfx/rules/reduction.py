@@ -1,4 +1,4 @@
-"""Operators along axes: means, norms and sums, softmax, running sums, rankings, similarities."""
+"""Operators along axes: means, norms and sums, softmax, running sums, rankings, similarities, losses, transforms."""
 
 from __future__ import annotations
 
@@ -69,12 +69,16 @@ def _dims(x: Typed, dim: Any) -> set[int]:
 
 @register_rule(*everywhere(["max", "min", "median", "nanmedian", "maximum", "minimum"]))
 def extreme(op: Op) -> Any:
-    """Along an axis (values and indices), of two tensors, or of all elements."""
+    """Along an axis (values and indices, which rank its elements), of two tensors, or of all elements."""
     if isinstance(op.result, Tensor):
         if len(op.tensors) == 2:
             return op.broadcast(*op.tensors)
         op.mixed(*op.tensors[0].axes)
         return ()
+    if 1 in op.used:
+        x = op.tensors[0]
+        dims = _dims(x, op.bind("input", "dim")["dim"])
+        op.pin(*(x.axes[d] for d in dims), why="ranks its elements")
     return _reduced(op, "input", "dim", "keepdim")
 
 
@@ -223,3 +227,54 @@ def cdist(op: Op) -> tuple[OpenAxis, ...]:
     op.unify(x.axes[-1], y.axes[-1])
     op.mixed(x.axes[-1])
     return (*x.axes[:-1], y.axes[-2])
+
+
+LOSSES = """
+    mse_loss l1_loss smooth_l1_loss huber_loss kl_div binary_cross_entropy binary_cross_entropy_with_logits
+    soft_margin_loss
+""".split()  # noqa: SIM905 - it is read as a list of words
+
+
+@register_rule(
+    *everywhere(LOSSES), nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.KLDivLoss, nn.SoftMarginLoss
+)  # fmt: skip
+def loss(op: Op) -> tuple[OpenAxis, ...]:
+    """Of two tensors element by element, or one number for all of them."""
+    axes = op.broadcast(*op.tensors)
+    if op.result.dim() == len(axes):
+        return axes
+    op.mixed(*axes)
+    return ()
+
+
+FOURIER = [
+    f"{kind}{form}"
+    for kind in ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft")
+    for form in ("", "2", "n")
+]
+
+
+@register_rule(*(getattr(torch.fft, name) for name in FOURIER))
+def fourier(op: Op) -> tuple[OpenAxis, ...]:
+    """A Fourier transform along some axes, which must not grow; the others pass."""
+    form = op.name[-1] if op.name[-1] in "2n" else ""
+    lengths = "s" if form else "n"
+    a = op.bind("input", lengths, "dim", "norm", dim={"": -1, "2": (-2, -1), "n": None}[form])
+    x, dims = a["input"], a["dim"]
+    if dims is None and a[lengths] is not None:
+        dims = range(-len(a[lengths]), 0)
+    return _transformed(op, x, _dims(x, dims))
+
+
+@register_rule(torch.fft.fftshift, torch.fft.ifftshift)
+def shifted(op: Op) -> tuple[OpenAxis, ...]:
+    """The halves of some axes change places; they must not grow."""
+    a = op.bind("input", "dim")
+    return _transformed(op, a["input"], _dims(a["input"], a["dim"]))
+
+
+def _transformed(op: Op, x: Typed, dims: set[int]) -> tuple[OpenAxis, ...]:
+    op.pin(*(x.axes[d] for d in dims), why="transforms it")
+    for path in op.derived:
+        op.number(path)
+    return tuple(fixed(op.result.shape[d]) if d in dims else a for d, a in enumerate(x.axes))

@@ -140,7 +140,7 @@ def _resizing_of(cls: type) -> Resizing | None:
 HOLDERS = (
     nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.MultiheadAttention, nn.Transformer, nn.TransformerEncoder,
     nn.TransformerDecoder, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, parametrize.ParametrizationList,
-    parametrizations._WeightNorm,
+    parametrizations._WeightNorm, nn.Unflatten, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d,
 )  # fmt: skip
 STATEFUL = (parametrizations._SpectralNorm, parametrizations._Orthogonal)
 
@@ -148,8 +148,8 @@ STATEFUL = (parametrizations._SpectralNorm, parametrizations._Orthogonal)
 def is_leaf(module: nn.Module, path: str) -> bool:
     """Return whether the tracer keeps `module` as one node: torch's own layers, and what has a rule.
 
-    What only holds others is traced through, and so are layers whose weight is computed from Parameters, unless that
-    takes iterations whose state belongs to the base.
+    What holds others or lengths alone is traced through, and so are layers whose weight is computed from Parameters,
+    unless that takes iterations whose state belongs to the base.
     """
     if rule_of(module) or layer_of(module):
         return True

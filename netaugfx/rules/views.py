@@ -26,18 +26,27 @@ from ..unify import (
 from .op import NoRule, Op, Path, Typed
 from .registry import everywhere, register_rule
 
+SHAPED = {"input", "shape", "size"}
+
 
 @register_rule(Tensor.view, *everywhere(["reshape"]))
 def view(op: Op) -> tuple[OpenAxis, ...]:
     """A literal factor stays and the derived or -1 factor grows; where both are literal the inner grows."""
-    x = op.args[0]
-    if any(isinstance(a, torch.dtype) for a in op.args[1:]) or set(op.kwargs) - {"shape", "size"}:
+    x = op.tensors[0]
+    if any(isinstance(a, torch.dtype) for a in op.args[1:]) or set(op.kwargs) - SHAPED:
         raise NoRule
     given, paths = op.sizes("shape" if "shape" in op.kwargs else "size")
-    open_ = [p in op.derived or n == -1 for p, n in zip(paths, given, strict=True)]
-    axes = regroup(op, x.axes, list(op.result.shape), open_)
+    axes = regroup(op, x.axes, list(op.result.shape), _open(op, given, paths))
     _count(op, axes, given, paths)
     return axes
+
+
+def _open(op: Op, given: Sequence[Any], paths: Sequence[Path]) -> list[bool]:
+    """Return which lengths are no literals; in a shape that is given whole, those of axes that grow."""
+    return [
+        p in op.derived or n == -1 or elastic(op.lengths.get(p, ()))
+        for p, n in zip(paths, given, strict=True)
+    ]
 
 
 def _count(op: Op, axes: Sequence[OpenAxis], given: Sequence[Any], paths: Sequence[Path]) -> None:
@@ -173,6 +182,12 @@ def flatten(op: Op) -> tuple[OpenAxis, ...]:
     return _flatten(op, a["input"], a["start_dim"], a["end_dim"])
 
 
+@register_rule(*everywhere(["ravel"]))
+def ravel(op: Op) -> tuple[OpenAxis, ...]:
+    """All axes become one."""
+    return _flatten(op, op.tensors[0], 0, -1)
+
+
 @register_rule(nn.Flatten)
 def flatten_module(op: Op) -> tuple[OpenAxis, ...]:
     """Axes start to end become one."""
@@ -188,23 +203,16 @@ def _flatten(op: Op, x: Typed, start: int, end: int) -> tuple[OpenAxis, ...]:
     return (*x.axes[:start], _merge(op, x.axes[start : end + 1]), *x.axes[end + 1 :])
 
 
-@register_rule(*everywhere(["unflatten"]), nn.Unflatten)
+@register_rule(*everywhere(["unflatten"]))
 def unflatten(op: Op) -> tuple[OpenAxis, ...]:
     """One axis becomes several."""
-    if op.module is not None:
-        x, m = op.args[0], op.module
-        dim = int(m.dim) % len(x.axes)  # type: ignore[arg-type]
-        op.pin(x.axes[dim], why="has literal lengths")
-        rank = len(op.result.shape) - len(x.axes) + 1
-        new = (fixed(n) for n in op.result.shape[dim : dim + rank])
-        return (*x.axes[:dim], *new, *x.axes[dim + 1 :])
     a = op.bind("input", "dim", "sizes")
     x, sizes = a["input"], list(a["sizes"])
     dim = a["dim"] % len(x.axes)
     at = op.path("sizes", "input", "dim", "sizes")
     paths: list[Path] = [(*at, i) for i in range(len(sizes))]
-    open_ = [p in op.derived or n == -1 for p, n in zip(paths, sizes, strict=True)]
-    axes = _group(op, [x.axes[dim]], op.result.shape[dim : dim + len(sizes)], open_)
+    shape = op.result.shape[dim : dim + len(sizes)]
+    axes = _group(op, [x.axes[dim]], shape, _open(op, sizes, paths))
     _count(op, axes, sizes, paths)
     return (*x.axes[:dim], *axes, *x.axes[dim + 1 :])
 
@@ -217,6 +225,20 @@ def reshape_as(op: Op) -> tuple[OpenAxis, ...]:
     for mine, theirs in zip(axes, other.axes, strict=True):
         op.unify(theirs, mine)
     return tuple(resolve(axis) for axis in axes)
+
+
+@register_rule(torch.view_as_real)
+def parts(op: Op) -> tuple[OpenAxis, ...]:
+    """Real and imaginary parts become a last axis."""
+    return (*op.tensors[0].axes, fixed(2))
+
+
+@register_rule(torch.view_as_complex)
+def whole(op: Op) -> tuple[OpenAxis, ...]:
+    """The last axis, which must not grow, holds real and imaginary parts."""
+    *axes, last = op.tensors[0].axes
+    op.pin(last, why="takes it for numbers of two parts")
+    return tuple(axes)
 
 
 @register_rule(*everywhere(["pixel_shuffle"]), nn.PixelShuffle)

@@ -144,7 +144,10 @@ def create(form: Form, base: Tensor, full: Tensor, plan: Plan) -> dict[int, Tens
 
 
 def extend(base: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Return a tensor of `shape` like `base`: the constant that it is, or noise of its mean and spread."""
+    """Return a tensor of `shape` like `base`: the constant that it is, or noise of its mean and spread.
+
+    Where no two values differ in sign (variances), elements are drawn from the values, so that none has another sign.
+    """
     if base.device.type == "meta":
         return torch.empty(shape, device="meta")
     values = base.detach().double().cpu()
@@ -154,7 +157,10 @@ def extend(base: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> 
     mean = float(values.mean())
     spread = float(values.std(correction=0))
     if spread == 0 or not base.is_floating_point():
-        return torch.full(shape, float(values.flatten()[0]))
+        return torch.full(shape, float(values[0]))
+    if values.min() >= 0 or values.max() <= 0:
+        drawn = torch.randint(len(values), shape, generator=generator, device="cpu")
+        return values[drawn].float()
     return torch.empty(shape).normal_(mean, spread, generator=generator)
 
 

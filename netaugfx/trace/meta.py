@@ -304,6 +304,8 @@ def compute(
             return args[1] == f"is_{device.type}"
     if getattr(target, "__module__", "") in ("_operator", "builtins", "math"):
         return target(*args, **kwargs)
+    if kind == "call_method" and isinstance(args[0], torch.Size):
+        return getattr(args[0], target)(*args[1:], **kwargs)
     if kind == "call_method" and target in ("cpu", "cuda") and isinstance(args[0], Tensor):
         return args[0]
     args, kwargs = map_aggregate(

@@ -24,6 +24,8 @@ from .proxy import OPERATORS, Number, Value
 
 SAME = object()  # the value on other data of what data cannot change
 _READS = ("item", "tolist", "numpy", "__array__")
+# methods that change the shape of what they are called on
+_RESHAPES = {"squeeze_", "unsqueeze_", "transpose_", "t_", "swapaxes_", "swapdims_"}
 _IN_PLACE = {f"i{name}" for name in OPERATORS}
 
 
@@ -93,6 +95,10 @@ class Recorder(fx.proxy.TracerBase):
             self.read_of(node, type_of)
             if isinstance(value, bool):
                 return self.read_of(node, bool)  # Python tests these by identity, too
+        if kind == "call_method" and target in _RESHAPES and isinstance(args[0], fx.Proxy):
+            same = args[0]
+            same.node = node  # from here on it is read in its new shape
+            return same
         return None if value is None else self.proxy(node)
 
     def create_node(
@@ -145,8 +151,10 @@ class Recorder(fx.proxy.TracerBase):
             self.on_others = False
 
     def value_of(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
-        """Compute a node's value from the values of its arguments."""
+        """Compute a node's value from the values of its arguments, whose shapes stay as they are."""
         with self.phase("meta"):
+            if kind == "call_method" and target in _RESHAPES:
+                args = (torch.ops.aten.alias(args[0]), *args[1:])
             return compute(self.root, self.device, kind, target, args, kwargs, self.remembered)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
