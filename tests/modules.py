@@ -548,6 +548,66 @@ def cosine_gate(x: Tensor) -> Tensor:
     return x * F.cosine_similarity(x, x.roll(1, 2), dim=1)[:, None]
 
 
+def in_its_own_shape(x: Tensor) -> Tensor:
+    """A shape that is given whole."""
+    return (x * 2).flatten(2).transpose(1, 2).relu().transpose(1, 2).reshape(x.shape)
+
+
+def merged_with_the_batch(x: Tensor) -> Tensor:
+    n, c = x.shape[:2]
+    y = x.reshape(n * c, 1, *x.shape[2:]).tanh()
+    return y.reshape(n, c, *x.shape[2:])
+
+
+def beyond_the_end(x: Tensor) -> Tensor:
+    return x[:, :1000] * x[:, 0:]
+
+
+def squeezed_in_place(x: Tensor) -> Tensor:
+    """A gate for each channel, its shape changed in place."""
+    gate = x.flatten(2).mean(2, keepdim=True)
+    gate.squeeze_(2)
+    for _ in x.shape[2:]:
+        gate = gate.unsqueeze(-1)
+    return x * gate.sigmoid()
+
+
+def centred(x: Tensor) -> Tensor:
+    """Less its mean over space, which no gradient reaches."""
+    with torch.no_grad():
+        mean = x.flatten(2).mean(2)
+    return x - mean.reshape(*x.shape[:2], *[1] * (x.dim() - 2))
+
+
+def filtered(x: Tensor) -> Tensor:
+    """Lower frequencies by half."""
+    return torch.fft.irfft(torch.fft.rfft(x, dim=-1) * 0.5, n=x.shape[-1], dim=-1)
+
+
+class FixedVariance(nn.Module):
+    """Divided by the root of a buffer, which must be positive."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("variance", torch.linspace(0.05, 2.0, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / self.variance.sqrt().reshape(-1, *[1] * (x.dim() - 2))
+
+
+class DownAndUp(nn.Module):
+    """To half the size and back, to the size that there was."""
+
+    def __init__(self, channels: int, inner: int, rank: int) -> None:
+        super().__init__()
+        self.down = CONV[rank](channels, inner, 1, stride=2)
+        up = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[rank]
+        self.up = up(inner, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(self.down(x), output_size=x.shape[2:])
+
+
 class GroupGate(nn.Module):
     """A gate for each group of channels, repeated over the channels of a group."""
 

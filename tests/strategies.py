@@ -632,6 +632,10 @@ class Rare(Step):
             return modules.GroupGate(site.channels, math.gcd(count, site.channels)), site.to()
         if self.kind == "foreign count":
             return modules.ForeignCount(site.channels, site.rank), site.to()
+        if self.kind == "fixed variance":
+            return modules.FixedVariance(site.channels), site.to()
+        if self.kind == "down and up":
+            return modules.DownAndUp(site.channels, count, site.rank), site.to()
         if self.kind == "running instance norm":
             if math.prod(site.space) == 1:
                 return nn.Identity(), site
@@ -645,6 +649,12 @@ class Rare(Step):
             "written over": modules.WrittenOver(count),
             "root of count": modules.over_root_of_count,
             "cosine gate": modules.cosine_gate,
+            "own shape": modules.in_its_own_shape,
+            "merged with the batch": modules.merged_with_the_batch,
+            "beyond the end": modules.beyond_the_end,
+            "squeezed in place": modules.squeezed_in_place,
+            "centred": modules.centred,
+            "filtered": modules.filtered,
         }
         return layers[self.kind], site.to()
 
@@ -838,6 +848,8 @@ def _rows(output: Any) -> list[int]:
 RARE = (
     *("in parts", "written over", "root of count", "running instance norm", "weight norm"),
     *("attention", "local response norm", "cosine gate", "group gate", "foreign count"),
+    *("own shape", "merged with the batch", "beyond the end", "squeezed in place", "centred"),
+    *("filtered", "fixed variance", "down and up"),
 )
 few = st.integers(1, 6)
 acts = st.sampled_from(sorted(modules.ACTIVATIONS, key=lambda name: (name != "ReLU", name)))

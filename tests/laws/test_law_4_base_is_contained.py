@@ -30,9 +30,12 @@ def cut_augmented_inputs(wide: Any) -> int:
     cut = 0
     for name, block in wide.named_augmented_parameters():
         owner, _, axis = name.partition(".")[2].rpartition("_axis")
-        leaf = owner.rpartition(".")[2]
+        path, _, leaf = owner.rpartition(".")
         reads = leaf == "weight" or leaf.startswith("weight_ih")  # of a recurrent layer
-        if reads and base[owner].dim() > 1 and axis == "1":
+        transposed = isinstance(
+            wide.base.get_submodule(path), torch.nn.modules.conv._ConvTransposeNd
+        )
+        if reads and base[owner].dim() > 1 and axis == ("0" if transposed else "1"):
             with torch.no_grad():
                 block.zero_()
             cut += 1
