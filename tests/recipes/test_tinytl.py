@@ -83,6 +83,7 @@ def test_what_learns_widens() -> None:
     freeze(model)
     wide = netaugfx.widen(model, example_inputs=(images,))
     assert set(wide.pinned) == {"classifier"}
-    learning = {name for name, p in wide.named_augmented_parameters() if p.requires_grad}
+    wide.at(wide.max_config)(images).sum().backward()
+    learning = {name for name, p in wide.named_augmented_parameters() if p.grad is not None}
     assert any(".lite." in name for name in learning)
     assert not any("block.layers.0.weight" in name for name in learning)

@@ -250,10 +250,6 @@ def test_an_optimisers_state_is_split_and_joined_as_it_was() -> None:
     for name in ("Q", "mean"):
         del first[name], held["state"][0][name]
     assert joined == held
-    older = {"scalars": {"0/step": 2}, "param_groups": [{"params": [0], "betas": [0.9, 0.99]}]}
-    joined = checkpoint.join_optimizer({"0/mean": two}, older)
-    assert joined["param_groups"] == [{"params": [0], "betas": (0.9, 0.99)}]
-    assert joined["state"] == {0: {"mean": two, "step": 2}}
 
 
 def test_optimisers_that_no_run_can_use(
