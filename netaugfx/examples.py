@@ -31,6 +31,11 @@ def with_given(given: Any, example: Example) -> Example:
     return kept
 
 
+def copied(inputs: Any) -> Any:
+    """Return inputs whose tensors a forward may write to."""
+    return tree_map_only(Tensor, Tensor.clone, inputs)
+
+
 def on_meta(example: Any, batch: int | None = None) -> Example:
     """Return `example` on the meta device; whole numbers and flags, which may decide lengths, keep their values.
 

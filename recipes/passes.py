@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from netaugfx.errors import InputError
+from netaugfx.examples import copied
 
 
 def call(module: nn.Module, inputs: Any) -> Any:
@@ -32,10 +33,10 @@ class SameInput:
             InputError: it has written to its input, and did not in its first pass.
         """
         if any(each.is_inference() for each in _tensors(inputs)):  # they have no versions
-            return call(module, _copies(inputs))
+            return call(module, copied(inputs))
         key = type(module), module.training
         writes = self.writes.get(key)
-        given = inputs if writes is False else _copies(inputs)
+        given = inputs if writes is False else copied(inputs)
         before = _versions(given)
         output = call(module, given)
         wrote = _versions(given) != before
@@ -51,10 +52,6 @@ class SameInput:
 
 def _tensors(inputs: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-
-
-def _copies(inputs: Any) -> Any:
-    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
 
 
 def _versions(inputs: Any) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import copy
 import threading
 from collections import OrderedDict
@@ -210,6 +211,22 @@ def test_a_with_block_is_that_of_its_thread() -> None:
         assert torch.equal(wide(X), wide.at(wide.max_config)(X))
     thread.join()
     assert torch.equal(wide(X), wide.base(X))
+
+
+def test_a_thread_of_torch_serves_the_block_that_is_open() -> None:
+    """A backward pass that runs a forward again does so in a thread that Python did not start."""
+    wide = netaugfx.widen(Net(), example_inputs=X).eval()
+    found: list[Tensor] = []
+    done = threading.Event()
+
+    def again() -> None:
+        found.append(wide(X))
+        done.set()
+
+    with wide.at(wide.max_config):
+        _thread.start_new_thread(again, ())
+        assert done.wait(60)
+    assert torch.equal(found[0], wide.at(wide.max_config)(X))
 
 
 def test_a_copy_that_is_made_in_a_with_block_is_at_rest() -> None:

@@ -17,7 +17,7 @@ from torch.fx.node import map_arg
 from ..rules import SUBNET_FORMS, Path, Typed, draws_noise, drops
 from ..trace import Traced, forward_of
 from ..unify import OpenAxis, Var, length_at, pin, resolve, variables
-from .lengths import axes_read, number_at
+from .lengths import at_other_sizes, axes_read, number_at
 
 
 class Solver(Protocol):
@@ -212,17 +212,7 @@ def pin_claims(solver: Solver) -> None:
         for claim in solver.claims:
             read = (v for axis in claim.axes for v in variables(resolve(axis)))
             growing = list(dict.fromkeys(v for v in read if v.reason is None))
-            if growing and not _holds(claim, growing):
+            if growing and not at_other_sizes(growing, claim.holds):
                 again = True
                 for axis in claim.axes:
                     pin(axis, claim.why)
-
-
-def _holds(claim: Claim, growing: list[Var]) -> bool:
-    for step in (1, 2, 3, 5):  # no two widths grow by the same
-        try:
-            if not claim.holds({v: v.size * (step + 1) + step * i for i, v in enumerate(growing)}):
-                return False
-        except Exception:  # the user's arithmetic, at a size that it does not take
-            return False
-    return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -118,3 +118,14 @@ def derived(node: fx.Node, without: frozenset[Any] = frozenset()) -> frozenset[P
         elif isinstance(given, Sequence) and not isinstance(given, str):
             found |= {(key, i) for i, a in enumerate(given) if counts(a)}
     return frozenset(found)
+
+
+def at_other_sizes(growing: Sequence[Var], holds: Callable[[dict[Var, int]], bool]) -> bool:
+    """Return whether something holds at other sizes of these variables, too, no two of which grow by the same."""
+    for step in (1, 2, 3, 5):
+        try:
+            if not holds({v: v.size * (step + 1) + step * i for i, v in enumerate(growing)}):
+                return False
+        except Exception:  # the user's arithmetic, at a size that it does not take
+            return False
+    return True

@@ -12,7 +12,7 @@ from ..errors import GuardError, PlanError
 from ..rules import Path, draws_noise
 from ..trace import Traced
 from ..unify import OpenAxis, Var, choose, elastic, length_at, pin, resolve, variables, why
-from .lengths import argument, axes_read, number_at
+from .lengths import argument, at_other_sizes, axes_read, number_at
 from .solve import Solver, Typing, where
 
 
@@ -125,14 +125,9 @@ def pin_numbers(solver: Solver) -> None:
 def _follows(source: fx.Node, typed: Mapping[fx.Node, Any], axis: OpenAxis) -> bool:
     """Return whether a number that the forward computes is the length of `axis` at other sizes, too."""
     growing = [v for v in variables(axis) if v.reason is None]
-    for step in (1, 2, 3, 5):  # no two widths grow by the same
-        sizes = {v: v.size * (step + 1) + step * i for i, v in enumerate(growing)}
-        try:
-            if number_at(source, typed, sizes) != length_at(axis, sizes):
-                return False
-        except Exception:  # the user's arithmetic, at a size that it does not take
-            return False
-    return True
+    return at_other_sizes(
+        growing, lambda sizes: number_at(source, typed, sizes) == length_at(axis, sizes)
+    )
 
 
 def pin_asserted(solver: Solver) -> None:

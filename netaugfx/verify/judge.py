@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ..contract import both_modes, drop_hooks, extract
 from ..copies import deep_copy
 from ..errors import ExtractError, NetAugFXError
-from ..examples import on_meta
+from ..examples import copied, on_meta
 from ..infer import where
 from ..model import WideModel
 from ..plan import Config, Plan
@@ -286,21 +286,13 @@ class Judge:
                     )
         return None
 
-    def call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments of one pass, which may write to them."""
-        copies: tuple[tuple[Any, ...], dict[str, Any]]
-        copies = tree_map(
-            lambda t: t.clone() if isinstance(t, Tensor) else t, (self.args, self.kwargs)
-        )
-        return copies
-
     def inputs(self) -> list[Tensor]:
         """Return the tensors of one pass of the base."""
-        return Inputs.of(self.wide.base, *self.call()).tensors
+        return Inputs.of(self.wide.base, *copied((self.args, self.kwargs))).tensors
 
     def outputs(self, run: Callable[..., Any]) -> list[Tensor]:
         set_random_states(0)
-        args, kwargs = self.call()
+        args, kwargs = copied((self.args, self.kwargs))
         with torch.no_grad():
             return output_tensors(run(*args, **kwargs))
 
@@ -310,7 +302,7 @@ class Judge:
         """Return outputs and gradients of a random linear function of them."""
         set_random_states(0)
         named = {n: p for n, p in owner.named_parameters() if p.requires_grad}
-        args, kwargs = self.call()
+        args, kwargs = copied((self.args, self.kwargs))
         with torch.enable_grad():
             found = output_tensors(run(*args, **kwargs))
             generator = torch.Generator().manual_seed(1)

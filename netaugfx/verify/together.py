@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from ..contract import drop_hooks, extract_base
 from ..copies import deep_copy
-from ..examples import with_values
+from ..examples import copied, with_values
 from ..parts import WideParts, share
 from ..plan import Config
 from ..trace import in_mode, random_states_kept, set_random_states
@@ -32,9 +32,9 @@ def fault_of_the_whole(wide: WideParts, configs: tuple[Config, ...], seed: int) 
 
         def outputs(run: Callable[..., Any]) -> list[Tensor]:
             set_random_states(seed)
-            own = tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, (args, kwargs))
-            with torch.no_grad():  # a forward may write to its arguments
-                return output_tensors(run(*own[0], **own[1]))
+            own_args, own_kwargs = copied((args, kwargs))
+            with torch.no_grad():
+                return output_tensors(run(*own_args, **own_kwargs))
 
         plain, hooked = whole, []
         if any(m._forward_hooks or m._forward_pre_hooks for m in wide.modules()):
